@@ -1,0 +1,39 @@
+"""What a stage needs of an engine, whatever built it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@runtime_checkable
+class Engine(Protocol):
+    """One loaded network."""
+
+    name: str
+
+    def run(self, inputs: Mapping[str, NDArray[np.generic]]) -> dict[str, NDArray[np.generic]]:
+        """Run once.
+
+        Args:
+            inputs: every input of the network's contract, by name, C-contiguous, with the contract's dtype and shape.
+
+        Returns:
+            Every output by name.
+
+        Raises:
+            InputError: a tensor is missing, unknown, or of another dtype or shape than the contract's.
+            EngineError: the engine failed.
+        """
+        ...
+
+    def max_batch(self, dimension: str) -> int:
+        """Largest size of a dynamic dimension of the contract, e.g. "frames"."""
+        ...
+
+    def close(self) -> None:
+        """Free the engine. Calling it twice is fine."""
+        ...

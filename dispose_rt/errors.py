@@ -1,0 +1,51 @@
+"""Every error that dispose_rt raises on purpose. One root, so that one `except` clause is enough.
+
+Messages say what happened, what was expected against what came, and what to do about it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class DisposeError(Exception):
+    """Root of all errors raised on purpose by dispose_rt and its exporter."""
+
+
+class InputError(DisposeError, ValueError):
+    """The caller's image, video, setting or array cannot be used."""
+
+
+class NoPersonError(InputError):
+    """No person could be found where one is needed (the reference image, or a whole video)."""
+
+
+class ManifestError(DisposeError):
+    """An engine directory is missing, damaged, stale or foreign. Carries every problem that was found."""
+
+    def __init__(self, headline: str, problems: Sequence[str] = (), remedy: str = "") -> None:
+        self.problems = tuple(problems)
+        lines = [headline, *(f"  - {problem}" for problem in self.problems)]
+        if remedy:
+            lines.append(remedy)
+        super().__init__("\n".join(lines))
+
+
+class CheckpointError(ManifestError):
+    """Published weight files are missing, damaged, or hold other tensors than the networks need."""
+
+
+class EngineError(DisposeError):
+    """An engine could not be loaded or run."""
+
+
+class VerificationError(DisposeError):
+    """An exported network does not compute what its PyTorch original computes. The build stops here."""
+
+
+class DeviceError(DisposeError):
+    """A device (GPU or CPU) call failed, or the device lacks what the engine needs."""
+
+
+class Cancelled(DisposeError):  # noqa: N818 - it is an outcome that the caller asked for
+    """The caller's cancel event was set."""

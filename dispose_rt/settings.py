@@ -1,0 +1,85 @@
+"""What one call of `Animator.run` can be told, validated once."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+
+from .errors import InputError
+
+CONTROLS = ("motion", "points")
+"""Motion fields (sparse and dense) and keypoint correspondence, the two guidance signals of the DisPose paper."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings of one run.
+
+    Attributes:
+        steps: Euler steps, 1..1000.
+        guidance_scale: classifier-free guidance g of u + g (c - u), >= 1. At 1 the result is the conditional half alone.
+        overlap: frames that neighbouring tiles share, 0..tile - 2.
+        stride: every `stride * max(1, int(source fps / 24))`-th source frame is used, >= 1.
+        seed: seed of the default noise, 0 or more.
+        fps: frame rate of the result, > 0; None keeps the speed of the source: its frame rate over the frame step.
+        controls: which guidance signals are on, any of "motion" and "points". With none of them the ControlNet is left
+            out and the result is plain MimicMotion.
+        noise_aug_strength: standard deviation of noise added to the reference before the VAE, 0..1.
+        motion_bucket_id: Stable Video Diffusion's amount-of-motion id, 0..1023.
+    """
+
+    steps: int = 25
+    guidance_scale: float = 2.0
+    overlap: int = 6
+    stride: int = 2
+    seed: int = 0
+    fps: float | None = None
+    controls: tuple[str, ...] = CONTROLS
+    noise_aug_strength: float = 0.0
+    motion_bucket_id: int = 127
+
+    def __post_init__(self) -> None:
+        if isinstance(self.controls, str):
+            raise InputError(f"controls is the string {self.controls!r}; pass a tuple such as ('motion', 'points')")
+        object.__setattr__(self, "controls", tuple(name for name in CONTROLS if name in self._given_controls()))
+        problems = [*self._type_problems()] or [*self._range_problems()]
+        if problems:
+            raise InputError("unusable settings: " + "; ".join(problems))
+
+    def _given_controls(self) -> tuple[str, ...]:
+        given = tuple(self.controls)
+        unknown = [name for name in given if name not in CONTROLS]
+        if unknown:
+            raise InputError(f"unknown controls {unknown}; choose from {list(CONTROLS)}")
+        return given
+
+    def _type_problems(self) -> list[str]:
+        problems = []
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.type == "int" and (isinstance(value, bool) or not isinstance(value, int)):
+                problems.append(f"{field.name} is {value!r}; it must be an integer")
+            is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            optional = "None" in str(field.type) and value is None
+            if "float" in str(field.type) and not optional and not (is_number and math.isfinite(value)):
+                problems.append(f"{field.name} is {value!r}; it must be a finite number")
+        return problems
+
+    def _range_problems(self) -> list[str]:
+        limits = (
+            ("steps", 1, 1000),
+            ("guidance_scale", 1.0, 100.0),
+            ("overlap", 0, 10_000),
+            ("stride", 1, 10_000),
+            ("seed", 0, 2**63 - 1),
+            ("noise_aug_strength", 0.0, 1.0),
+            ("motion_bucket_id", 0, 1023),
+        )
+        problems = []
+        for name, low, high in limits:
+            value = getattr(self, name)
+            if not low <= value <= high:
+                problems.append(f"{name} is {value}; it must lie in {low}..{high}")
+        if self.fps is not None and not 0 < self.fps <= 1000:
+            problems.append(f"fps is {self.fps}; it must be above 0 and at most 1000")
+        return problems
