@@ -1,7 +1,7 @@
 """THE place that knows every network: its name, its tensors, their dtypes and their symbolic shapes.
 
-The exporter derives sample inputs, ONNX names and dynamic axes from here; the manifest stores the sizes that resolve the
-symbols; the runtime checks every call against it. One name for one thing: contract key = manifest key = file stem.
+The exporter derives sample inputs, ONNX names and dynamic axes from here; the manifest stores the sizes that resolve
+the symbols; the runtime checks every call against it. One name for one thing: contract key = manifest key = file stem.
 
 A shape is a tuple of integers and expressions over symbols, e.g. ("frames", "c0", "height/8", "width/8").
 """
@@ -132,7 +132,12 @@ DYNAMIC = MappingProxyType(
 
 _LATENT = ("height/8", "width/8")
 _FLOW = (2, "height", "width")
-_POINT_GRIDS = (("height/16", "width/16"), ("height/32", "width/32"), ("height/64", "width/64"), ("height/64", "width/64"))
+_POINT_GRIDS = (
+    ("height/16", "width/16"),
+    ("height/32", "width/32"),
+    ("height/64", "width/64"),
+    ("height/64", "width/64"),
+)
 #: (channel symbol, spatial divisor) of the 12 residuals of the down blocks and the one of the mid block
 _RESIDUAL_LEVELS = (
     *[("c0", 8)] * 3,
@@ -144,7 +149,7 @@ _RESIDUAL_LEVELS = (
     *[("c3", 64)] * 3,
 )
 RESIDUAL_MULTIPLICITY = (4, 4, 4, 4, 3, 3, 3, 2, 2, 2, 1, 1, 1)
-"""How often the reference's UNet adds each residual to its skip connection; folded into the ControlNet's 1x1 convolutions."""
+"""How often the reference adds each residual to its skip connection; folded into the ControlNet's 1x1 convolutions."""
 
 
 def _residuals() -> tuple[TensorSpec, ...]:
@@ -167,7 +172,10 @@ def _step_inputs() -> tuple[TensorSpec, ...]:
 
 _SPECS = (
     NetworkSpec(
-        "person_detector", (TensorSpec("images", (1, 3, 640, 640)),), (TensorSpec("output", (1, 8400, 85)),), published=True
+        "person_detector",
+        (TensorSpec("images", (1, 3, 640, 640)),),
+        (TensorSpec("output", (1, 8400, 85)),),
+        published=True,
     ),
     NetworkSpec(
         "pose_estimator",

@@ -49,3 +49,7 @@ class DeviceError(DisposeError):
 
 class Cancelled(DisposeError):  # noqa: N818 - it is an outcome that the caller asked for
     """The caller's cancel event was set."""
+
+
+class InputWarning(UserWarning):
+    """Something about the input was mended or worked around; the message says what."""

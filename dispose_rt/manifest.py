@@ -1,4 +1,4 @@
-"""`manifest.json`: what an engine directory is, so that it is either used as it was built or refused with all reasons at once."""
+"""`manifest.json`: what an engine directory is, so that it is used as it was built or refused with all reasons."""
 
 from __future__ import annotations
 
@@ -98,12 +98,12 @@ def record_file(folder: Path, name: str) -> FileRecord:
 
 
 def write_manifest(manifest: Manifest) -> Path:
-    """Write `manifest.json` under a temporary name, then rename it: a reader sees the old or the new one, never a part."""
+    """Write `manifest.json` under a temporary name, then rename it: nobody ever reads a part of it."""
     path = manifest.folder / FILE_NAME
     temporary = path.with_suffix(".json.part")
     try:
         temporary.write_text(json.dumps(manifest.to_json(), indent=1) + "\n", encoding="utf-8")
-        os.replace(temporary, path)
+        temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
     return path
@@ -118,7 +118,7 @@ def read_manifest(folder: str | os.PathLike[str]) -> Manifest:
     root = Path(folder)
     path = root / FILE_NAME
     if not root.is_dir():
-        raise ManifestError(f"{root} is not a directory", remedy="Pass the directory that export/build_engines.py wrote.")
+        raise ManifestError(f"{root} is not a directory", remedy="Pass what export/build_engines.py wrote.")
     try:
         body = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

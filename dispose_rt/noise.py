@@ -13,8 +13,8 @@ from .types import F32
 NoiseSource = Callable[[str, tuple[int, ...]], F32]
 """`source(name, shape)` answers a float32 array of that shape, drawn from the unit normal distribution.
 
-Names: "latents" (1, tile, 4, height/8, width/8), "dift_posterior" and "dift_noise" (8, 4, height/8, width/8), and "image"
-(1, 3, height, width), which is drawn only where the noise augmentation strength is not 0.
+Names: "latents" (1, tile, 4, height/8, width/8), "dift_posterior" and "dift_noise" (8, 4, height/8, width/8), and
+"image" (1, 3, height, width), which is drawn only where the noise augmentation strength is not 0.
 """
 
 

@@ -17,7 +17,7 @@ KARRAS_RHO = 7.0
 
 @dataclass(frozen=True)
 class SchedulerConstants:
-    """The published scheduler's constants that matter here (`scheduler/scheduler_config.json` of the SVD checkpoint)."""
+    """The constants that matter here of SVD's published `scheduler/scheduler_config.json`."""
 
     sigma_min: float = 0.002
     sigma_max: float = 700.0

@@ -17,7 +17,7 @@ class Settings:
 
     Attributes:
         steps: Euler steps, 1..1000.
-        guidance_scale: classifier-free guidance g of u + g (c - u), >= 1. At 1 the result is the conditional half alone.
+        guidance_scale: classifier-free guidance g of u + g (c - u), >= 1. At 1 the conditional half alone.
         overlap: frames that neighbouring tiles share, 0..tile - 2.
         stride: every `stride * max(1, int(source fps / 24))`-th source frame is used, >= 1.
         seed: seed of the default noise, 0 or more.

@@ -49,7 +49,7 @@ class OnnxRuntimeEngine:
         }
         if theirs != ours:
             different = sorted(theirs.items() ^ ours.items())
-            raise EngineError(f"{self.name}: its file and the contract differ in {different}. Build the directory again.")
+            raise EngineError(f"{self.name}: file and contract differ in {different}. Build the directory again.")
 
     def run(self, inputs: Mapping[str, NDArray[np.generic]]) -> dict[str, NDArray[np.generic]]:
         """See `Engine.run`."""

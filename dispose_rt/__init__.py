@@ -1,0 +1,37 @@
+"""dispose_rt animates a person's photo with somebody's dance video: the DisPose method, deployed.
+
+import dispose_rt
+
+with dispose_rt.Animator("engines/576x1024") as animator:
+    animator.run("photo.jpg", "dance.mp4", output="out.mp4")
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+from . import errors
+from .errors import DisposeError
+
+if TYPE_CHECKING:
+    from .animator import Animation, Animator
+    from .settings import Settings
+
+__all__ = ["Animation", "Animator", "DisposeError", "Settings", "errors"]
+
+try:
+    __version__ = version("dispose-rt")
+except PackageNotFoundError:  # run from a source tree that was never installed
+    __version__ = "0+unknown"
+
+_LAZY = {"Animation": "animator", "Animator": "animator", "Settings": "settings"}
+
+
+def __getattr__(name: str) -> Any:
+    """Load the runtime on first use: the exporter imports the contract alone and needs neither OpenCV nor PyAV."""
+    if name in _LAZY:
+        from importlib import import_module
+
+        return getattr(import_module(f".{_LAZY[name]}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,191 @@
+"""`Animator(engine_dir).run(ref, video)`: the whole method as one straight line."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from . import media
+from .backends import Engine, open_engine
+from .directory import EngineDirectories
+from .errors import EngineError, InputError
+from .manifest import Manifest
+from .noise import NoiseSource, seeded_noise
+from .pipeline import Run
+from .settings import CONTROLS, Settings
+from .timing import Progress, ProgressCallback
+from .types import U8
+
+ImageSource = Any
+"""Path, uint8 array [height, width, 3] in RGB, or PIL image."""
+VideoSource = Any
+"""Path, or any iterable of uint8 arrays [height, width, 3] in RGB."""
+Observer = Callable[[str, Any], None]
+"""`observer(name, value)` sees intermediate results: "reference" (uint8 [H, W, 3]), "driving" (list of uint8 frames),
+"poses" (uint8 [frames, 3, H, W]), "motion" (types.Motion), "conditions" (types.Conditions), "latents" (float32)."""
+
+
+@dataclass(frozen=True)
+class Animation:
+    """A finished animation.
+
+    Attributes:
+        frames: uint8 [frames, height, width, 3], RGB; the reference frame is dropped.
+        fps: frames per second.
+        timings: seconds per stage.
+    """
+
+    frames: U8
+    fps: float
+    timings: Mapping[str, float] = field(default_factory=dict)
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write an H.264 mp4; the file appears only when it is complete.
+
+        Raises:
+            InputError: the file cannot be written there.
+        """
+        return media.write_video(path, self.frames, self.fps)
+
+
+class Animator:
+    """Animates photos with the engines of one directory.
+
+    Args:
+        engine_dir: a directory that `export/build_engines.py` wrote, or a parent of several, of which every run takes the
+            one whose aspect ratio is nearest to its reference's.
+        device: "auto" or "cpu".
+
+    Raises:
+        ManifestError: the directory is missing, damaged, or built for another version; lists every problem.
+        InputError: unknown device.
+
+    Use it as a context manager, or call `close`. Runs from several threads wait for each other.
+    """
+
+    def __init__(self, engine_dir: str | os.PathLike[str], device: str = "auto") -> None:
+        if device not in ("auto", "cpu"):
+            raise InputError(f"device is {device!r}; this version runs on 'cpu' (or 'auto', which takes it)")
+        self._directories = EngineDirectories(Path(engine_dir))
+        self._engines = _Engines()
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> Animator:
+        """Return itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close the engines."""
+        self.close()
+
+    def close(self) -> None:
+        """Free all engines. Calling it twice is fine; running afterwards is an EngineError."""
+        with self._lock:
+            self._engines.close()
+
+    def run(
+        self,
+        ref: ImageSource,
+        video: VideoSource,
+        *,
+        steps: int = 25,
+        guidance_scale: float = 2.0,
+        overlap: int = 6,
+        stride: int = 2,
+        seed: int = 0,
+        fps: float | None = None,
+        controls: Sequence[str] = CONTROLS,
+        noise_aug_strength: float = 0.0,
+        motion_bucket_id: int = 127,
+        noise: NoiseSource | None = None,
+        output: str | os.PathLike[str] | None = None,
+        progress: bool | ProgressCallback = True,
+        cancel: threading.Event | None = None,
+        observer: Observer | None = None,
+    ) -> Animation:
+        """Animate the person of `ref` with the movement of the person of `video`.
+
+        Where several people are seen, the most prominent one is followed. Where nobody is seen in a frame, the nearest
+        frame's pose stands in, and a warning names the frames.
+
+        Args:
+            ref: path, uint8 [height, width, 3] RGB array, or PIL image.
+            video: path, or any iterable of uint8 [height, width, 3] RGB frames.
+            steps, guidance_scale, overlap, stride, seed, fps, controls, noise_aug_strength, motion_bucket_id: see
+                `Settings`.
+            noise: `(name, shape) -> float32 array` instead of the draws from `seed`; see `noise.NoiseSource`.
+            output: mp4 to write as well, frame by frame while decoding goes on.
+            progress: True for a line in the terminal, False for silence, or a callable (stage, done, total).
+            cancel: set it from another thread to end the run with `Cancelled`.
+            observer: gets intermediate results by name; see `Observer`.
+
+        Returns:
+            The animation.
+
+        Raises:
+            InputError: the image, video or a setting cannot be used.
+            NoPersonError: nobody is visible in the reference, or in the whole video.
+            EngineError: an engine failed, or answered non-finite values.
+            Cancelled: `cancel` was set.
+        """
+        settings = Settings(
+            steps=steps,
+            guidance_scale=guidance_scale,
+            overlap=overlap,
+            stride=stride,
+            seed=seed,
+            fps=fps,
+            controls=tuple(controls) if not isinstance(controls, str) else controls,  # type: ignore[arg-type]
+            noise_aug_strength=noise_aug_strength,
+            motion_bucket_id=motion_bucket_id,
+        )
+        with self._lock:
+            image = media.read_image(ref)
+            manifest = self._directories.pick(image.shape[1], image.shape[0])
+            one_run = Run(
+                settings,
+                self._engines.of(manifest),
+                manifest,
+                noise or seeded_noise(settings.seed),
+                Progress(progress, cancel),
+                observer or _ignore,
+            )
+            result = one_run.animate(image, media.open_video(video), output)
+        return Animation(result.frames, result.fps, result.timings)
+
+
+def _ignore(name: str, value: Any) -> None:
+    """Observe nothing."""
+
+
+class _Engines:
+    """Engines by directory and network, loaded when first needed and kept."""
+
+    def __init__(self) -> None:
+        self._loaded: dict[tuple[Path, str], Engine] = {}
+        self._closed = False
+
+    def of(self, manifest: Manifest) -> Callable[[str], Engine]:
+        if self._closed:
+            raise EngineError("this Animator was closed; make a new one")
+
+        def get(network: str) -> Engine:
+            key = (manifest.folder, network)
+            if key not in self._loaded:
+                self._loaded[key] = open_engine(manifest, network)
+            return self._loaded[key]
+
+        return get
+
+    def close(self) -> None:
+        self._closed = True
+        for engine in self._loaded.values():
+            engine.close()
+        self._loaded.clear()

@@ -1,0 +1,121 @@
+"""The sampling loop: for each sigma and each tile ControlNet, UNet, accumulate; then one guided Euler step on all frames."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import kernels
+from .backends import Engine
+from .contract import NETWORKS, Sizes
+from .errors import EngineError
+from .noise import NoiseSource, draw_checked
+from .scheduler import Schedule
+from .tiles import Tile
+from .timing import Progress
+from .types import F32, Conditions
+
+Tensors = dict[str, NDArray[np.generic]]
+
+
+def initial_latents(noise: NoiseSource, schedule: Schedule, frames: int, sizes: Sizes) -> F32:
+    """Draw the start of the sampler: one tile of noise, repeated along time, at the largest sigma.
+
+    Returns:
+        float32 [frames, 4, height/8, width/8]. As in the reference, frame k and frame k + tile start equal.
+    """
+    tile_noise = draw_checked(noise, "latents", (1, sizes.tile, 4, sizes.height // 8, sizes.width // 8))[0]
+    return tile_noise[np.arange(frames) % sizes.tile] * schedule.init_noise_sigma
+
+
+class Denoiser:
+    """The sampling loop over one pair of engines.
+
+    Args:
+        controlnet: the "controlnet" engine, or None to run the UNet alone (plain MimicMotion).
+        unet: the "unet" engine.
+        sizes: the engine directory's sizes.
+        residual_dtype: dtype of the ControlNet's residuals.
+    """
+
+    def __init__(self, controlnet: Engine | None, unet: Engine, sizes: Sizes, residual_dtype: str) -> None:
+        self._controlnet = controlnet
+        self._unet = unet
+        self._no_residuals = {} if controlnet else _zero_residuals(sizes, residual_dtype)
+
+    def run(
+        self,
+        latents: F32,
+        conditions: Conditions,
+        schedule: Schedule,
+        tiles: Sequence[Tile],
+        guidance_scale: float,
+        progress: Progress,
+    ) -> F32:
+        """Denoise a clip.
+
+        Args:
+            latents: float32 [frames, 4, height/8, width/8], the start; not modified.
+            conditions: of all frames.
+            schedule: sigmas and timesteps.
+            tiles: cover every frame.
+            guidance_scale: g of u + g (c - u).
+            progress: gets a tick per tile.
+
+        Returns:
+            float32 [frames, 4, height/8, width/8].
+
+        Raises:
+            EngineError: a network answered non-finite values.
+            Cancelled: the caller asked to stop.
+        """
+        latents = latents.copy()
+        total = schedule.steps * len(tiles)
+        for step in range(schedule.steps):
+            scaled = latents * schedule.input_scale(step)
+            sums = np.zeros((2, *latents.shape), np.float32)
+            weights = np.zeros(len(latents), np.float32)
+            for number, tile in enumerate(tiles):
+                prediction = self._predict(scaled, conditions, schedule.timesteps[step : step + 1], tile)
+                kernels.accumulate_tile(sums, weights, prediction, tile.frames, tile.weights)
+                progress.step("denoise", step * len(tiles) + number + 1, total)
+            self._check_finite(sums, step)
+            latents = kernels.guided_euler_step(
+                latents, sums, weights, guidance_scale, schedule.sigmas[step], schedule.sigmas[step + 1]
+            )
+        return latents
+
+    def _predict(self, scaled: F32, conditions: Conditions, timestep: F32, tile: Tile) -> F32:
+        """Noise prediction of one tile, [2, tile, 4, h, w]: unconditional, conditional."""
+        common: Tensors = {
+            "latents": scaled[tile.frames],
+            "image_latents": conditions.image_latents,
+            "timestep": timestep,
+            "image_embeds": conditions.image_embeds,
+            "added_time_ids": conditions.added_time_ids,
+        }
+        residuals = self._no_residuals
+        if self._controlnet is not None:
+            points = {
+                f"point_features_{level}": features[tile.frames]
+                for level, features in enumerate(conditions.point_features)
+            }
+            motion = {"motion_features": conditions.motion_features[tile.frames]}
+            residuals = self._controlnet.run(common | motion | points)
+        pose = {"pose_latents": conditions.pose_latents[tile.frames]}
+        return self._unet.run(common | pose | residuals)["noise_pred"]
+
+    def _check_finite(self, sums: F32, step: int) -> None:
+        if not np.isfinite(sums).all():
+            raise EngineError(
+                f"the denoising networks answered non-finite values in step {step}; their precision is too small for "
+                "these weights. Build the engines with --precision bf16 or fp32."
+            )
+
+
+def _zero_residuals(sizes: Sizes, dtype: str) -> Tensors:
+    """What an absent ControlNet adds."""
+    specs = NETWORKS["controlnet"].outputs
+    return {spec.name: np.zeros([int(dim) for dim in sizes.resolve(spec.shape)], dtype) for spec in specs}

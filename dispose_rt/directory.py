@@ -1,0 +1,40 @@
+"""Finds the engine directory that fits a reference image."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+from .errors import ManifestError
+from .manifest import FILE_NAME, Manifest, check_files, read_manifest
+
+
+class EngineDirectories:
+    """One engine directory, or a folder of several.
+
+    Args:
+        root: an engine directory, or a parent of engine directories.
+
+    Raises:
+        ManifestError: there is none, or one of them is damaged or was built for another version.
+    """
+
+    def __init__(self, root: Path) -> None:
+        folders = [root]
+        if root.is_dir() and not (root / FILE_NAME).exists():
+            folders = sorted(path.parent for path in root.glob(f"*/{FILE_NAME}")) or [root]
+        self._manifests = [read_manifest(folder) for folder in folders]
+        for manifest in self._manifests:
+            check_files(manifest)
+
+    def pick(self, width: int, height: int) -> Manifest:
+        """Return the directory whose aspect ratio is nearest to an image's; the larger one where two are equally near."""
+        if not width or not height:
+            raise ManifestError("an image without pixels has no aspect ratio")
+        aspect = math.log(width / height)
+
+        def distance(manifest: Manifest) -> tuple[float, int]:
+            sizes = manifest.sizes
+            return round(abs(math.log(sizes.width / sizes.height) - aspect), 6), -sizes.width * sizes.height
+
+        return min(self._manifests, key=distance)

@@ -1,0 +1,99 @@
+"""Builds one network's files, and keeps a record of each finished one so that an interrupted build can go on."""
+
+from __future__ import annotations
+
+import gc
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+
+from torch import nn
+
+from dispose_rt.manifest import FileRecord, NetworkRecord, record_file
+
+from .build_plan import RECIPES, NetworkPlan
+from .checkpoints import Checkpoint, Weights
+from .onnx_export import TORCH_DTYPES, export_onnx
+from .verify import verify_onnx
+
+RECORDS = ".build"
+"""Folder in the engine directory: one JSON record per finished network, and the scratch folder of the one at work."""
+
+
+def finished_record(output: Path, plan: NetworkPlan) -> NetworkRecord | None:
+    """The record of a network that is built already, with the same ingredients, and whose files are still there."""
+    try:
+        body = json.loads(_record_path(output, plan).read_text(encoding="utf-8"))
+        files = tuple(FileRecord(**file) for file in body["files"])
+        record = NetworkRecord(files, body["build_key"], body["compute_dtype"], body["verification"])
+        intact = all((output / file.path).stat().st_size == file.size_bytes for file in files)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return record if intact and record.build_key == plan.build_key else None
+
+
+def build_network(plan: NetworkPlan, checkpoint: Checkpoint, output: Path) -> NetworkRecord:
+    """Build one network into an engine directory.
+
+    The files are written and verified in a scratch folder, then renamed into place, then recorded: whenever this stops,
+    the directory holds the old state, or files without a record, which the next build writes again.
+
+    Raises:
+        CheckpointError: its weights are missing, damaged, or of other shapes.
+        VerificationError: it does not compute what PyTorch computes.
+    """
+    _record_path(output, plan).unlink(missing_ok=True)
+    with _scratch_folder(output) as scratch:
+        path = scratch / f"{plan.spec.name}.onnx"
+        if plan.spec.published:
+            shutil.copyfile(checkpoint.path(plan.spec.name), path)
+            verification: dict[str, float] = {}
+        else:
+            verification = _export_verified(plan, checkpoint, path)
+        names = [path.name, *sorted(other.name for other in scratch.iterdir() if other != path)]
+        for name in names:
+            (scratch / name).replace(output / name)
+    record = NetworkRecord(
+        tuple(record_file(output, name) for name in names), plan.build_key, plan.compute_dtype, verification
+    )
+    _write_record(output, plan, record)
+    return record
+
+
+def _export_verified(plan: NetworkPlan, weights: Weights, path: Path) -> dict[str, float]:
+    module = _build_module(plan, weights).to(TORCH_DTYPES[plan.compute_dtype])
+    export_onnx(module, plan.spec, plan.sizes, plan.compute_dtype, path)
+    del module
+    gc.collect()  # the traced program holds the weights a second time
+    # compared with a fresh module: rounding the weights is part of the error
+    module = _build_module(plan, weights)
+    return verify_onnx(module, plan.spec, plan.sizes, plan.compute_dtype, path, plan.tolerance)
+
+
+def _build_module(plan: NetworkPlan, weights: Weights) -> nn.Module:
+    return RECIPES[plan.spec.name].build(weights).eval().requires_grad_(False)
+
+
+def _record_path(output: Path, plan: NetworkPlan) -> Path:
+    return output / RECORDS / f"{plan.spec.name}.json"
+
+
+def _write_record(output: Path, plan: NetworkPlan, record: NetworkRecord) -> None:
+    path = _record_path(output, plan)
+    temporary = path.with_suffix(".part")
+    temporary.write_text(json.dumps(asdict(record), indent=1), encoding="utf-8")
+    temporary.replace(path)
+
+
+@contextmanager
+def _scratch_folder(output: Path) -> Iterator[Path]:
+    folder = output / RECORDS / "scratch"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

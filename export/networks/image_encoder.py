@@ -1,0 +1,49 @@
+"""CLIP image encoder of Stable Video Diffusion: the reference image to one embedding."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+
+from ..checkpoints import Weights, load_strict
+
+_POSITION_IDS = "vision_model.embeddings.position_ids"
+
+
+class ImageEncoder(nn.Module):
+    """Projected CLIP embedding of an image, as a sequence of one token."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        """Embed an image.
+
+        Args:
+            pixel_values: float32 [1, 3, 224, 224], normalised with CLIP's mean and standard deviation.
+
+        Returns:
+            Embedding, float32 [1, 1, embed].
+        """
+        dtype = next(self.model.parameters()).dtype
+        embeds: Tensor = self.model(pixel_values.to(dtype)).image_embeds
+        return embeds.float().unsqueeze(1)
+
+
+def build_image_encoder(weights: Weights) -> ImageEncoder:
+    """Build the network in float32 evaluation mode from `stable-video-diffusion-img2vid-xt-1-1/image_encoder`.
+
+    Raises:
+        CheckpointError: the published file does not hold exactly the tensors of the network.
+    """
+    # the stored dtype would make transformers compute in half precision
+    settings = {key: value for key, value in weights.configs["image_encoder"].items() if key != "torch_dtype"}
+    with torch.device("meta"):
+        model = CLIPVisionModelWithProjection(CLIPVisionConfig.from_dict(settings))
+    load_strict(model, weights.image_encoder(), weights.source("image_encoder"), unused={_POSITION_IDS})
+    embeddings = model.vision_model.embeddings
+    # not among the tensors of a checkpoint in this version of transformers, and in older files simply 0, 1, 2, ...
+    embeddings.position_ids = torch.arange(embeddings.num_positions).unsqueeze(0)
+    return ImageEncoder(model).eval()

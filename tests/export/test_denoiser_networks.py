@@ -1,0 +1,282 @@
+"""The denoiser's networks against the reference's own numbers, block by block and through the guidance wrappers."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers.models.attention import BasicTransformerBlock, TemporalBasicTransformerBlock
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+
+from dispose_rt.contract import NETWORKS, RESIDUAL_MULTIPLICITY, Sizes
+from dispose_rt.errors import CheckpointError
+from export.networks.controlnet import ControlNet, build_controlnet
+from export.networks.motion_encoder import MotionEncoder, build_motion_encoder
+from export.networks.point_encoder import PointEncoder, build_point_encoder
+from export.networks.pose_net import PoseNet, build_pose_net
+from export.networks.spatio_temporal import (
+    DenoiserConfig,
+    SpatialTransformerBlock,
+    TemporalTransformerBlock,
+    collapsed_tensors,
+)
+from export.networks.unet import UNet, build_unet
+
+Arrays = Mapping[str, NDArray[np.generic]]
+Golden = Callable[[str], Arrays]
+
+TOLERANCE = 1e-5  # of the array's largest magnitude; measured: below 3e-6 everywhere
+GOLDEN_FOLDER = Path(__file__).parents[1] / "golden"
+UNET_CONFIG = "stable-video-diffusion-img2vid-xt-1-1/unet/config.json"
+ONCE = (1,) * len(RESIDUAL_MULTIPLICITY)
+
+
+@pytest.fixture(autouse=True)
+def _without_gradients() -> Any:
+    with torch.inference_mode():
+        yield
+
+
+def relative_error(actual: Tensor, expected: Tensor) -> float:
+    assert actual.shape == expected.shape
+    assert torch.isfinite(actual).all()
+    return ((actual.float() - expected.float()).abs().max() / expected.abs().max()).item()
+
+
+def strip(tensors: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+@cache
+def load_published(file: Path) -> dict[str, Tensor]:
+    tensors: dict[str, Tensor] = torch.load(file, weights_only=True)
+    return tensors
+
+
+@pytest.fixture(scope="module")
+def config(golden_checkpoint: Path) -> dict[str, Any]:
+    values: dict[str, Any] = json.loads((golden_checkpoint / UNET_CONFIG).read_text())
+    return values
+
+
+@pytest.fixture(scope="module")
+def mimicmotion(golden_checkpoint: Path) -> dict[str, Tensor]:
+    return load_published(golden_checkpoint / "MimicMotion_1-1.pth")
+
+
+@pytest.fixture(scope="module")
+def dispose(golden_checkpoint: Path) -> dict[str, Tensor]:
+    return load_published(golden_checkpoint / "DisPose.pth")
+
+
+@pytest.fixture(scope="module")
+def unet(config: dict[str, Any], mimicmotion: dict[str, Tensor]) -> UNet:
+    return build_unet(config, strip(mimicmotion, "unet."))
+
+
+@pytest.fixture(scope="module")
+def controlnet(config: dict[str, Any], dispose: dict[str, Tensor]) -> ControlNet:
+    return build_controlnet(config, dispose)
+
+
+@pytest.fixture(scope="module")
+def pose_net(mimicmotion: dict[str, Tensor]) -> PoseNet:
+    return build_pose_net(strip(mimicmotion, "pose_net."))
+
+
+@pytest.fixture(scope="module")
+def motion_encoder(dispose: dict[str, Tensor]) -> MotionEncoder:
+    return build_motion_encoder(strip(dispose, "controlnet_cond_embedding."))
+
+
+@pytest.fixture(scope="module")
+def point_encoder(dispose: dict[str, Tensor]) -> PointEncoder:
+    return build_point_encoder(strip(dispose, "point_adapter."))
+
+
+class Case:
+    """The arrays whose names begin with one case's name, as tensors."""
+
+    def __init__(self, arrays: Arrays, name: str) -> None:
+        self._arrays = arrays
+        self._name = name
+
+    def __getitem__(self, key: str) -> Tensor:
+        return torch.from_numpy(self._arrays[f"{self._name}.{key}"])
+
+
+def encode_motion(encoder: MotionEncoder, dense: Tensor, trajectories: Tensor) -> Tensor:
+    """Features of a whole clip from flows [frames - 1, 2, h, w]: the reference frame does not move."""
+    still = torch.zeros_like(dense[:1])
+    features: Tensor = encoder(torch.cat([still, dense]), torch.cat([still, trajectories]))
+    return features
+
+
+def place_points(
+    encoder: PointEncoder, joints: Tensor, subset: Tensor, embeddings: Tensor, height: int, width: int
+) -> list[Tensor]:
+    """The reference's grids at four levels, built the slow way: quirk 19 of the golden data."""
+    frames, columns, rows = len(joints), width // 16, height // 16
+    sums = torch.zeros(frames, rows, columns, embeddings.shape[-1])
+    counts = torch.zeros(frames, rows, columns, 1)
+    for frame in range(frames):
+        for joint in range(joints.shape[1]):
+            x, y = joints[frame, joint].tolist()
+            if subset[frame, joint] != -1 and x >= 0 and y >= 0:
+                cell = frame, min(int(y * rows), rows - 1), min(int(x * columns), columns - 1)
+                sums[cell] += embeddings[joint]
+                counts[cell] += 1
+    occupied = (counts > 0).float()
+    mean = sums / counts.clamp(min=1)
+    levels = encoder(mean.flatten(0, 2))
+    grids = []
+    for features, scale in zip(levels, (1, 2, 4, 4), strict=True):
+        size = (rows // scale, columns // scale)
+        image = (features.unflatten(0, (frames, rows, columns)) * occupied).permute(0, 3, 1, 2)
+        mask = functional.interpolate(occupied.permute(0, 3, 1, 2), size=size, mode="nearest")
+        grids.append(functional.interpolate(image, size=size, mode="bilinear") * mask)
+    return grids
+
+
+# --- networks that run once per clip -----------------------------------------------------------------------------------
+
+
+def test_pose_net_equals_the_reference(pose_net: PoseNet, golden: Golden) -> None:
+    case = Case(golden("nets"), "posenet")
+    assert relative_error(pose_net(case["pose_u8"].float() / 127.5 - 1), case["out"]) < TOLERANCE
+
+
+def test_motion_encoder_equals_the_reference_and_sees_the_first_frame_as_zero_flow(
+    motion_encoder: MotionEncoder, golden: Golden
+) -> None:
+    case = Case(golden("nets"), "motion")
+    features = encode_motion(motion_encoder, case["flow"][0], case["traj"][0])
+    assert relative_error(features, case["out"]) < TOLERANCE
+
+
+def test_motion_encoder_looks_at_each_frame_alone(motion_encoder: MotionEncoder, golden: Golden) -> None:
+    case = Case(golden("nets"), "motion")
+    alone = motion_encoder(case["flow"][0, 1:2], case["traj"][0, 1:2])
+    assert relative_error(alone, case["out"][2:3]) < TOLERANCE
+
+
+@pytest.mark.parametrize("name", ["p192x128", "s64", "l128x192", "dense"])
+def test_point_encoder_gives_the_reference_grids(point_encoder: PointEncoder, golden: Golden, name: str) -> None:
+    case = Case(golden("points"), name)
+    height, width = case["hw"].tolist()
+    grids = place_points(
+        point_encoder, case["candidate"], case["subset"][:, 0], case["ref_point_emb"][0], height, width
+    )
+    for level, grid in enumerate(grids):
+        expected = case[f"level{level}"][0]
+        assert (grid - expected).abs().max() <= TOLERANCE * max(1.0, expected.abs().max().item())
+        assert torch.equal(grid != 0, expected != 0)
+
+
+# --- ControlNet and UNet on the reference's own batches ----------------------------------------------------------------
+
+
+def control(controlnet: ControlNet, motion: MotionEncoder, points: PointEncoder, case: Case) -> tuple[Tensor, ...]:
+    flows = [case[name][0].repeat_interleave(16, -1).repeat_interleave(16, -2) for name in ("flow_one", "traj_one")]
+    features = encode_motion(motion, *flows)
+    height, width = flows[0].shape[-2:]
+    grids = place_points(points, case["candidate"], case["subset"][:, 0], case["ref_point_emb"][0], height, width)
+    return controlnet.control(
+        case["sample"].flatten(0, 1),
+        controlnet.embed_time(case["timestep"][None], case["added_time_ids"][:1]),
+        case["encoder_hidden_states"][:, 0],
+        features.repeat(2, 1, 1, 1),
+        [grid.repeat(2, 1, 1, 1) for grid in grids],
+    )
+
+
+def reference_residuals(case: Case) -> list[Tensor]:
+    return [*(case[f"down{index}"] for index in range(12)), case["mid"]]
+
+
+def test_controlnet_residuals_equal_the_reference(
+    config: dict[str, Any],
+    dispose: dict[str, Tensor],
+    motion_encoder: MotionEncoder,
+    point_encoder: PointEncoder,
+    golden: Golden,
+) -> None:
+    case = Case(golden("nets"), "ctrl")
+    plain = build_controlnet(config, dispose, residual_factors=ONCE)
+    residuals = control(plain, motion_encoder, point_encoder, case)
+    for residual, expected in zip(residuals, reference_residuals(case), strict=True):
+        assert relative_error(residual, expected) < TOLERANCE
+
+
+def test_controlnet_folds_in_how_often_the_reference_adds_each_residual(
+    controlnet: ControlNet, motion_encoder: MotionEncoder, point_encoder: PointEncoder, golden: Golden
+) -> None:
+    case = Case(golden("nets"), "ctrl")
+    counted = [*golden("nets")["unet.residual_multiplicity"].tolist(), 1]
+    residuals = control(controlnet, motion_encoder, point_encoder, case)
+    for residual, expected, times in zip(residuals, reference_residuals(case), counted, strict=True):
+        assert relative_error(residual, expected * times) < TOLERANCE
+
+
+@pytest.mark.parametrize("output", ["out", "out_no_residuals"])
+def test_unet_equals_the_reference(unet: UNet, golden: Golden, output: str) -> None:
+    shared, case = Case(golden("nets"), "ctrl"), Case(golden("nets"), "unet")
+    factors = RESIDUAL_MULTIPLICITY if output == "out" else (0,) * len(RESIDUAL_MULTIPLICITY)
+    predicted = unet.denoise(
+        shared["sample"].flatten(0, 1),
+        unet.embed_time(shared["timestep"][None], shared["added_time_ids"][:1]),
+        shared["encoder_hidden_states"][:, 0],
+        case["pose_latents"],
+        [residual * factor for residual, factor in zip(reference_residuals(shared), factors, strict=True)],
+    )
+    assert relative_error(predicted, case[output].flatten(0, 1)) < TOLERANCE
+
+
+# --- the guidance wrappers, through the reference's pipeline -----------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "step", "tile"),
+    [("one_tile_64", 0, 0), ("one_tile_64", 2, 0), ("tiles_128x192", 0, 0), ("tiles_128x192", 1, 3)],
+)
+def test_wrappers_equal_the_reference_pipeline(
+    unet: UNet,
+    controlnet: ControlNet,
+    motion_encoder: MotionEncoder,
+    point_encoder: PointEncoder,
+    golden: Golden,
+    name: str,
+    step: int,
+    tile: int,
+) -> None:
+    case = Case(golden("e2e"), name)
+    frames = case["tiles"][tile]
+    height, width = case["traj_flow"].shape[-2:]
+    motion = encode_motion(motion_encoder, case["controlnet_flow"][0], case["traj_flow"][0])
+    grids = place_points(
+        point_encoder, case["aligned_candidate"], case["aligned_subset"][:, 0], case["ref_point_emb"][0], height, width
+    )
+    before = case["latents_0"] if step == 0 else case["latents"][step - 1]
+    conditioning = (
+        before[0, frames] / math.sqrt(case["sigmas"][step].item() ** 2 + 1),
+        case["image_latents"],
+        case["timesteps"][step : step + 1],
+        case["image_embeddings"][1:],
+        case["added_time_ids"][:1],
+    )
+
+    residuals = controlnet(*conditioning, motion[frames], *(grid[frames] for grid in grids))
+    predicted = unet(*conditioning, case["pose_latents"][frames], *residuals)
+
+    assert relative_error(predicted, case["unet_out"][step, tile]) < TOLERANCE
+    if step == tile == 0:
+        assert relative_error(residuals[-1], case["ctrl_step0_tile0_mid"]) < TOLERANCE
