@@ -27,7 +27,8 @@ VideoSource = Any
 """Path, or any iterable of uint8 arrays [height, width, 3] in RGB."""
 Observer = Callable[[str, Any], None]
 """`observer(name, value)` sees intermediate results: "reference" (uint8 [H, W, 3]), "driving" (list of uint8 frames),
-"poses" (uint8 [frames, 3, H, W]), "motion" (types.Motion), "conditions" (types.Conditions), "latents" (float32)."""
+"poses" (uint8 [frames, 3, H, W]), "motion" (types.Motion), "conditions" (types.Conditions), "denoise_step"
+(denoise.StepTrace, once per step), "latents" (float32 [frames, 4, H/8, W/8])."""
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +31,23 @@ def initial_latents(noise: NoiseSource, schedule: Schedule, frames: int, sizes: 
     return tile_noise[np.arange(frames) % sizes.tile] * schedule.init_noise_sigma
 
 
+@dataclass(frozen=True)
+class StepTrace:
+    """What one step computed, for observers.
+
+    Attributes:
+        step: from 0 on.
+        sums: float32 [2, frames, 4, h, w], tile-weighted sums of the unconditional and conditional predictions.
+        weights: float32 [frames], sums of the tile weights.
+        latents: float32 [frames, 4, h, w], after the step.
+    """
+
+    step: int
+    sums: F32
+    weights: F32
+    latents: F32
+
+
 class Denoiser:
     """The sampling loop over one pair of engines.
 
@@ -53,6 +71,7 @@ class Denoiser:
         tiles: Sequence[Tile],
         guidance_scale: float,
         progress: Progress,
+        observe: Callable[[str, StepTrace], None],
     ) -> F32:
         """Denoise a clip.
 
@@ -63,6 +82,7 @@ class Denoiser:
             tiles: cover every frame.
             guidance_scale: g of u + g (c - u).
             progress: gets a tick per tile.
+            observe: gets ("denoise_step", StepTrace) after every step.
 
         Returns:
             float32 [frames, 4, height/8, width/8].
@@ -85,6 +105,7 @@ class Denoiser:
             latents = kernels.guided_euler_step(
                 latents, sums, weights, guidance_scale, schedule.sigmas[step], schedule.sigmas[step + 1]
             )
+            observe("denoise_step", StepTrace(step, sums, weights, latents))
         return latents
 
     def _predict(self, scaled: F32, conditions: Conditions, timestep: F32, tile: Tile) -> F32:

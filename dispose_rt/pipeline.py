@@ -72,8 +72,11 @@ class Run:
         self._watch = Stopwatch()
 
     def animate(self, image: U8, video: media.Video, output: str | os.PathLike[str] | None) -> Result:
-        """Run all stages in order; see DESIGN: media, pose, motion, appearance, conditions, denoise, decode."""
+        """Run all stages in order."""
         settings, sizes, stage = self._settings, self._sizes, self._watch.stage
+        if output is not None:
+            media.check_output_path(output)  # before the long run, not after it
+        plan_tiles(sizes.tile, sizes.tile, settings.overlap)  # refuses an overlap that the engines' tile cannot have
         step = media.frame_step(settings.stride, video.fps)
         fps = settings.fps or video.fps / step
         reference = framing.fit_reference(image, sizes.width, sizes.height)
@@ -203,7 +206,7 @@ class Run:
         controlnet = self._engine("controlnet") if settings.controls else None
         denoiser = denoise.Denoiser(controlnet, self._engine("unet"), sizes, self._compute_dtype("unet"))
         start = denoise.initial_latents(self._noise, schedule, frames, sizes)
-        return denoiser.run(start, conditioned, schedule, tiles, settings.guidance_scale, self._progress)
+        return denoiser.run(start, conditioned, schedule, tiles, settings.guidance_scale, self._progress, self._observe)
 
     def _decode(self, latents: F32, fps: float, output: str | os.PathLike[str] | None) -> U8:
         """Decode chunk by chunk; a file is encoded in a thread of its own meanwhile."""

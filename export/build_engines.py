@@ -184,17 +184,14 @@ def _build_one(
     if not stale:
         print(f"{label} up to date")
         return
-    print(f"{label} ...", end="", flush=True)
+    if sys.stdout.isatty():
+        print(f"{label} ...", end="\r", flush=True)
     start = time.perf_counter()
-    try:
-        record = build_network(plan, checkpoint, output)
-    except BaseException:
-        print(" failed", flush=True)
-        raise
+    record = build_network(plan, checkpoint, output)
     megabytes = sum(file.size_bytes for file in record.files) / 1e6
     worst = max(record.verification.values(), default=None)
     checked = "published file, passed through" if worst is None else f"relative error {worst:.1e}"
-    print(f"\r{label} {time.perf_counter() - start:6.1f} s {megabytes:9.1f} MB  {checked}", flush=True)
+    print(f"{label} {time.perf_counter() - start:6.1f} s {megabytes:9.1f} MB  {checked}", flush=True)
 
 
 def sizes_of(checkpoint: Checkpoint, size: tuple[int, int], tile: int, chunk: int) -> Sizes:

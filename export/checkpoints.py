@@ -307,7 +307,7 @@ def _relative(path: Path, folder: Path) -> str:
 
 
 def _again(path: Path) -> str:
-    return f"Download {path} again."
+    return f"Download {path} again. If it is only a few bytes long, it is a Git LFS pointer or an error page."
 
 
 def _read_json(path: Path) -> Config:

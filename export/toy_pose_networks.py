@@ -35,7 +35,7 @@ _EDGE = 5.0
 """Chroma levels over which a filter fades out at the border of its sector."""
 _FEWEST_JOINTS = 3.5
 """Fewer colours than this are coloured things, not a puppet; two more are a puppet for certain."""
-_LARGEST_SHARE = 0.25
+_LARGEST_SHARE_OF_BOX, _LARGEST_SHARE_OF_CROP = 0.25, 0.15
 """More colour than this is a colourful picture. A puppet's discs cover less than a tenth of its box."""
 
 _CANVAS, _DETECTOR_STRIDE, _PERSONS = 640, 2, 4
@@ -128,7 +128,7 @@ def _range(start: int, stop: int, axis: int) -> tuple[NDArray[np.int64], ...]:
 
 
 def _measure_groups(graph: GraphWriter, occupied: str, member: str) -> tuple[str, str, str]:
-    """Boxes around every group's joints, widened to the rest of the body; heights; share of the box that is coloured."""
+    """Boxes around every group's joints, widened to the rest of the body; heights; how much of the box is coloured."""
     size = _CANVAS // _DETECTOR_STRIDE
     mine = graph.add("Mul", occupied, member)  # [1, persons, 320, 320]
     first, last = np.arange(size, dtype=np.float32)[::-1].copy(), np.arange(1, size + 1, dtype=np.float32)
@@ -154,16 +154,16 @@ def _score_groups(graph: GraphWriter, maps: str, member: str, height: str, share
     columns = graph.add("ReduceMax", maps, axes=[2], keepdims=0)  # [1, 17, 320]
     columns = graph.add("Unsqueeze", columns, np.array([1]))  # [1, 1, 17, 320]
     present = graph.add("ReduceMax", graph.add("Mul", columns, member), axes=[3], keepdims=0)  # [1, persons, 17]
-    certain = _puppet_certainty(graph, present, 2, share)
+    certain = _puppet_certainty(graph, present, 2, share, _LARGEST_SHARE_OF_BOX)
     prominence = _scaled(graph, height, 0.35 * _DETECTOR_STRIDE / _CANVAS)
     return graph.add("Mul", certain, graph.add("Add", prominence, 0.6))
 
 
-def _puppet_certainty(graph: GraphWriter, present: str, axis: int, share: str) -> str:
+def _puppet_certainty(graph: GraphWriter, present: str, axis: int, share: str, largest_share: float) -> str:
     """0..1: many different joints are seen, and most of the place is not coloured."""
     count = graph.add("ReduceSum", present, np.array([axis]), keepdims=1)
     many = graph.add("Clip", _scaled(graph, graph.add("Sub", count, _FEWEST_JOINTS), 0.5), 0.0, 1.0)
-    sparse = graph.add("Clip", _scaled(graph, graph.add("Sub", _LARGEST_SHARE, share), 20.0), 0.0, 1.0)
+    sparse = graph.add("Clip", _scaled(graph, graph.add("Sub", largest_share, share), 20.0), 0.0, 1.0)
     return graph.add("Mul", many, sparse)
 
 
@@ -191,7 +191,8 @@ def build_estimator() -> onnx.ModelProto:
     peak = graph.add("ReduceMax", found, axes=[2, 3], keepdims=0)  # [1, 17]
     seen = graph.add("Clip", _scaled(graph, graph.add("Sub", peak, 0.15), 1.4), 0.0, 0.97)
     share = graph.add("ReduceMean", graph.add("ReduceMax", maps, axes=[1], keepdims=0), axes=[1, 2], keepdims=0)
-    certain = _puppet_certainty(graph, seen, 1, graph.add("Reshape", share, np.array([1, 1])))
+    share = graph.add("Reshape", share, np.array([1, 1]))
+    certain = _puppet_certainty(graph, seen, 1, share, _LARGEST_SHARE_OF_CROP)
     confidence = graph.add("Add", graph.add("Mul", seen, certain), 0.01)
     places = _locate(graph, maps, found, confidence)  # [1, 17, 2]
     points, scores = _spread_to_landmarks(graph, places, confidence)

@@ -6,20 +6,13 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
+from golden_case import GoldenCase, Trace, animate
+from golden_data import GOLDEN, load_golden
 from numpy.typing import NDArray
-
-GOLDEN = Path(__file__).parent / "golden"
-
-
-@cache
-def load_golden(name: str) -> dict[str, NDArray[np.generic]]:
-    with np.load(GOLDEN / f"{name}.npz") as file:
-        return {key: file[key] for key in file.files}
 
 
 @pytest.fixture(scope="session")
@@ -37,3 +30,34 @@ def golden_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     command = [sys.executable, str(GOLDEN / "make_checkpoint.py"), str(folder), "--spec", str(GOLDEN / "spec")]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     return folder
+
+
+@pytest.fixture(scope="session")
+def golden_engines(golden_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """`golden_engines(case, precision)` builds (once) the engine directory that a golden case needs."""
+    from export.build_engines import build_engines
+
+    kept = os.environ.get("DISPOSE_RT_GOLDEN_ENGINES")
+    root = Path(kept) if kept else tmp_path_factory.mktemp("engines")
+
+    def build(case: GoldenCase, precision: str = "fp32") -> Path:
+        width, height = case.size
+        output = root / f"{width}x{height}-{case.tile}-{case.chunk}-{precision}"
+        build_engines(golden_checkpoint, output, size=case.size, tile=case.tile, chunk=case.chunk, precision=precision)
+        return output
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def golden_trace(golden_engines: Callable[..., Path]) -> Callable[..., Trace]:
+    """`golden_trace(name, precision)` runs (once) a golden case."""
+    traces: dict[tuple[str, str], Trace] = {}
+
+    def run(name: str, precision: str = "fp32") -> Trace:
+        if (name, precision) not in traces:
+            case = GoldenCase(name)
+            traces[name, precision] = animate(golden_engines(case, precision), **case.arguments())
+        return traces[name, precision]
+
+    return run

@@ -44,12 +44,17 @@ def test_one_multiplicity_per_residual():
 
 
 def test_multiplicities_are_the_measured_ones(golden):
-    assert RESIDUAL_MULTIPLICITY == (*golden("nets")["unet.residual_multiplicity"].tolist(), 1)
+    assert (*golden("nets")["unet.residual_multiplicity"].tolist(), 1) == RESIDUAL_MULTIPLICITY
 
 
 @pytest.mark.parametrize(
     ("changes", "words"),
-    [({"width": 100}, "width is 100"), ({"height": 0}, "height is 0"), ({"tile": 1}, "tile is 1"), ({"chunk": 0}, "chunk")],
+    [
+        ({"width": 100}, "width is 100"),
+        ({"height": 0}, "height is 0"),
+        ({"tile": 1}, "tile is 1"),
+        ({"chunk": 0}, "chunk"),
+    ],
 )
 def test_unusable_sizes_are_refused(changes, words):
     with pytest.raises(InputError, match=words):

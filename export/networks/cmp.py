@@ -240,7 +240,12 @@ class CmpFlowDecoder(nn.Module):
         return _resize(expected_flow(logits), sparse_flow.shape[-2:])
 
     def classify(
-        self, image_features: Tensor, skip_features_4: Tensor, skip_features_2: Tensor, sparse_flow: Tensor, mask: Tensor
+        self,
+        image_features: Tensor,
+        skip_features_4: Tensor,
+        skip_features_2: Tensor,
+        sparse_flow: Tensor,
+        mask: Tensor,
     ) -> Tensor:
         """Logits of the flow bins, x before y: [frames, 198, 192, 192]."""
         hints = torch.cat([sparse_flow, mask], dim=1).to(self.head.weight.dtype)
@@ -263,8 +268,8 @@ def expected_flow(logits: Tensor) -> Tensor:
     """
     width = 2 * FLOW_LIMIT_PX / BINS
     centres = (torch.arange(BINS, dtype=torch.float32, device=logits.device) + 0.5) * width - FLOW_LIMIT_PX
-    probabilities = logits.float().unflatten(1, (2, BINS)).softmax(dim=2)
-    return (probabilities * centres.view(BINS, 1, 1)).sum(dim=2)
+    x_then_y = torch.stack(logits.float().chunk(2, dim=1), dim=1)
+    return (x_then_y.softmax(dim=2) * centres.view(BINS, 1, 1)).sum(dim=2)
 
 
 def _resize(x: Tensor, size: torch.Size) -> Tensor:
@@ -287,9 +292,10 @@ def build_cmp_image_encoder(weights: Weights) -> CmpImageEncoder:
     """Build the image half of CMP in float32 evaluation mode.
 
     Raises:
-        CheckpointError: the published file does not hold exactly the tensors of both halves.
+        CheckpointError: the published file does not hold exactly the tensors of the network.
     """
-    encoder, _ = _load(weights)
+    encoder, decoder = _empty_halves()
+    _load_half(encoder, weights, other=decoder)
     return encoder
 
 
@@ -297,18 +303,18 @@ def build_cmp_flow_decoder(weights: Weights) -> CmpFlowDecoder:
     """Build the per-frame half of CMP in float32 evaluation mode.
 
     Raises:
-        CheckpointError: the published file does not hold exactly the tensors of both halves.
+        CheckpointError: the published file does not hold exactly the tensors of the network.
     """
-    _, decoder = _load(weights)
+    encoder, decoder = _empty_halves()
+    _load_half(decoder, weights, other=encoder)
     return CmpFlowDecoder(decoder).eval()
 
 
-def _load(weights: Weights) -> tuple[CmpImageEncoder, PublishedCmpDecoder]:
+def _empty_halves() -> tuple[CmpImageEncoder, PublishedCmpDecoder]:
     with torch.device("meta"):
-        encoder, decoder = CmpImageEncoder(), PublishedCmpDecoder()
-    names = set(encoder.state_dict()), set(decoder.state_dict())
-    load_strict(encoder, weights.cmp(), weights.source("cmp"), unused=names[1])
-    load_strict(decoder, weights.cmp(), weights.source("cmp"), unused=names[0])
-    for module in (encoder, decoder):
-        fold_batch_norms(module.eval())
-    return encoder, decoder
+        return CmpImageEncoder().eval(), PublishedCmpDecoder().eval()
+
+
+def _load_half(half: nn.Module, weights: Weights, other: nn.Module) -> None:
+    load_strict(half, weights.cmp(), weights.source("cmp"), unused=other.state_dict().keys())
+    fold_batch_norms(half)

@@ -38,12 +38,11 @@ def build_image_encoder(weights: Weights) -> ImageEncoder:
     Raises:
         CheckpointError: the published file does not hold exactly the tensors of the network.
     """
-    # the stored dtype would make transformers compute in half precision
-    settings = {key: value for key, value in weights.configs["image_encoder"].items() if key != "torch_dtype"}
     with torch.device("meta"):
-        model = CLIPVisionModelWithProjection(CLIPVisionConfig.from_dict(settings))
+        model = CLIPVisionModelWithProjection(CLIPVisionConfig.from_dict(dict(weights.configs["image_encoder"])))
     load_strict(model, weights.image_encoder(), weights.source("image_encoder"), unused={_POSITION_IDS})
     embeddings = model.vision_model.embeddings
-    # not among the tensors of a checkpoint in this version of transformers, and in older files simply 0, 1, 2, ...
-    embeddings.position_ids = torch.arange(embeddings.num_positions).unsqueeze(0)
+    # never read from a file by this version of transformers: older files hold 0, 1, 2, ... and newer ones nothing
+    ids = torch.arange(embeddings.num_positions, device=embeddings.position_embedding.weight.device)
+    embeddings.position_ids = ids.unsqueeze(0)
     return ImageEncoder(model).eval()

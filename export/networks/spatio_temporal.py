@@ -74,7 +74,9 @@ class DenoiserConfig:
         Raises:
             CheckpointError: it describes another architecture; every difference is listed.
         """
-        listed = {key: list(value) if isinstance(value, tuple) else value for key, value in config.items()}
+        listed: dict[str, Any] = {
+            key: list(value) if isinstance(value, tuple) else value for key, value in config.items()
+        }
         problems = [
             f"{key} is {listed.get(key)!r}, expected {expected!r}"
             for key, expected in _FIXED_SETTINGS.items()
@@ -84,8 +86,8 @@ class DenoiserConfig:
             if not isinstance(listed.get(key), list) or len(listed[key]) != LEVELS:
                 problems.append(f"{key} is {listed.get(key)!r}, expected a list of {LEVELS}")
         for key in ("cross_attention_dim", "addition_time_embed_dim", "projection_class_embeddings_input_dim"):
-            if not isinstance(listed.get(key), int):
-                problems.append(f"{key} is {listed.get(key)!r}, expected an integer")
+            if not isinstance(listed.get(key), int) or listed[key] < 1:
+                problems.append(f"{key} is {listed.get(key)!r}, expected a positive integer")
         if problems:
             raise CheckpointError(
                 "this is not the configuration of a Stable Video Diffusion UNet:",

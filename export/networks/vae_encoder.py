@@ -45,7 +45,7 @@ def load_posterior_encoder(autoencoder: nn.Module, tensors: Mapping[str, Tensor]
 
 
 class VaeEncoder(nn.Module):
-    """Encodes the reference image. The scaling factor is not applied: the UNet was trained on unscaled image latents."""
+    """Encodes the reference image, without the scaling factor: the UNet was trained on unscaled image latents."""
 
     def __init__(self, posterior: PosteriorEncoder) -> None:
         super().__init__()
@@ -60,7 +60,7 @@ class VaeEncoder(nn.Module):
         Returns:
             Mode of the posterior, float32 [1, 4, height/8, width/8].
         """
-        mean, _ = self.posterior(image)
+        mean: Tensor = self.posterior(image)[0]
         return mean
 
 

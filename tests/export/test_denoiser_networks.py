@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
+import onnxruntime
 import pytest
 import torch
+from diffusers import UNetSpatioTemporalConditionModel
 from diffusers.models.attention import BasicTransformerBlock, TemporalBasicTransformerBlock
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -30,13 +35,18 @@ from export.networks.spatio_temporal import (
     collapsed_tensors,
 )
 from export.networks.unet import UNet, build_unet
+from export.onnx_export import export_onnx, sample_inputs
 
 Arrays = Mapping[str, NDArray[np.generic]]
 Golden = Callable[[str], Arrays]
 
-TOLERANCE = 1e-5  # of the array's largest magnitude; measured: below 3e-6 everywhere
+TOLERANCE = 1e-5  # of the array's largest magnitude; measured: at most 1.6e-6
 GOLDEN_FOLDER = Path(__file__).parents[1] / "golden"
 UNET_CONFIG = "stable-video-diffusion-img2vid-xt-1-1/unet/config.json"
+MOTION = "controlnet_cond_embedding."
+POINTS = "point_adapter."
+CHANNELS = (32, 64, 128, 128)
+TRANSFORMERS = {"controlnet": 7, "unet": 16}
 ONCE = (1,) * len(RESIDUAL_MULTIPLICITY)
 
 
@@ -50,6 +60,11 @@ def relative_error(actual: Tensor, expected: Tensor) -> float:
     assert actual.shape == expected.shape
     assert torch.isfinite(actual).all()
     return ((actual.float() - expected.float()).abs().max() / expected.abs().max()).item()
+
+
+def strip_encoders(tensors: Mapping[str, Any]) -> dict[str, Any]:
+    """What of DisPose.pth is the ControlNet itself."""
+    return {name: tensor for name, tensor in tensors.items() if not name.startswith((MOTION, POINTS))}
 
 
 def strip(tensors: Mapping[str, Any], prefix: str) -> dict[str, Any]:
@@ -85,7 +100,7 @@ def unet(config: dict[str, Any], mimicmotion: dict[str, Tensor]) -> UNet:
 
 @pytest.fixture(scope="module")
 def controlnet(config: dict[str, Any], dispose: dict[str, Tensor]) -> ControlNet:
-    return build_controlnet(config, dispose)
+    return build_controlnet(config, strip_encoders(dispose))
 
 
 @pytest.fixture(scope="module")
@@ -95,12 +110,12 @@ def pose_net(mimicmotion: dict[str, Tensor]) -> PoseNet:
 
 @pytest.fixture(scope="module")
 def motion_encoder(dispose: dict[str, Tensor]) -> MotionEncoder:
-    return build_motion_encoder(strip(dispose, "controlnet_cond_embedding."))
+    return build_motion_encoder(strip(dispose, MOTION))
 
 
 @pytest.fixture(scope="module")
 def point_encoder(dispose: dict[str, Tensor]) -> PointEncoder:
-    return build_point_encoder(strip(dispose, "point_adapter."))
+    return build_point_encoder(strip(dispose, POINTS))
 
 
 class Case:
@@ -147,7 +162,7 @@ def place_points(
     return grids
 
 
-# --- networks that run once per clip -----------------------------------------------------------------------------------
+# --- networks that run once per clip --------------------------------------------------------------
 
 
 def test_pose_net_equals_the_reference(pose_net: PoseNet, golden: Golden) -> None:
@@ -182,7 +197,7 @@ def test_point_encoder_gives_the_reference_grids(point_encoder: PointEncoder, go
         assert torch.equal(grid != 0, expected != 0)
 
 
-# --- ControlNet and UNet on the reference's own batches ----------------------------------------------------------------
+# --- ControlNet and UNet on the reference's own batches -------------------------------------------
 
 
 def control(controlnet: ControlNet, motion: MotionEncoder, points: PointEncoder, case: Case) -> tuple[Tensor, ...]:
@@ -211,7 +226,7 @@ def test_controlnet_residuals_equal_the_reference(
     golden: Golden,
 ) -> None:
     case = Case(golden("nets"), "ctrl")
-    plain = build_controlnet(config, dispose, residual_factors=ONCE)
+    plain = build_controlnet(config, strip_encoders(dispose), residual_factors=ONCE)
     residuals = control(plain, motion_encoder, point_encoder, case)
     for residual, expected in zip(residuals, reference_residuals(case), strict=True):
         assert relative_error(residual, expected) < TOLERANCE
@@ -241,7 +256,7 @@ def test_unet_equals_the_reference(unet: UNet, golden: Golden, output: str) -> N
     assert relative_error(predicted, case[output].flatten(0, 1)) < TOLERANCE
 
 
-# --- the guidance wrappers, through the reference's pipeline -----------------------------------------------------------
+# --- the guidance wrappers, through the reference's pipeline --------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -280,3 +295,180 @@ def test_wrappers_equal_the_reference_pipeline(
     assert relative_error(predicted, case["unet_out"][step, tile]) < TOLERANCE
     if step == tile == 0:
         assert relative_error(residuals[-1], case["ctrl_step0_tile0_mid"]) < TOLERANCE
+
+
+def test_guidance_halves_differ_by_the_image_alone(unet: UNet, golden: Golden) -> None:
+    case = Case(golden("e2e"), "one_tile_64")
+    frames = case["latents_0"].shape[1]
+    sizes = Sizes(64, 64, tile=frames, channels=CHANNELS, embed=48, dift=96)
+    inputs = sample_inputs(NETWORKS["unet"], sizes, "float32", {})
+    inputs |= {"image_embeds": case["image_embeddings"][1:], "image_latents": case["image_latents"]}
+    inputs |= {name: torch.zeros_like(value) for name, value in inputs.items() if name.startswith("residual_")}
+    blind = inputs | {
+        name: torch.zeros_like(inputs[name]) for name in ("image_latents", "image_embeds", "pose_latents")
+    }
+    unconditional, conditional = unet(*blind.values())
+    assert relative_error(unconditional, conditional) < TOLERANCE
+    unconditional, conditional = unet(*inputs.values())
+    assert relative_error(unconditional, conditional) > 0.1
+
+
+# --- single-token cross-attention against the whole one -------------------------------------------
+
+EMBED, WIDTH, HEADS = 12, 16, 2
+
+
+def copy_weights(ours: nn.Module, whole: nn.Module) -> None:
+    """Draw weights for diffusers' block and give ours the ones that it keeps."""
+    for parameter in whole.parameters():
+        nn.init.normal_(parameter, std=0.5)
+    published = whole.state_dict()
+    dropped = collapsed_tensors(ours)
+    assert published.keys() - ours.state_dict().keys() == dropped.keys()
+    assert all(tuple(published[name].shape) == shape for name, shape in dropped.items())
+    ours.load_state_dict({name: tensor for name, tensor in published.items() if name not in dropped})
+
+
+@pytest.mark.parametrize("positions", [1, 6, 15])
+def test_temporal_cross_attention_interleaves_the_contexts_over_the_rows(positions: int) -> None:
+    torch.manual_seed(positions)
+    batch, frames = 2, 3
+    whole = TemporalBasicTransformerBlock(WIDTH, WIDTH, HEADS, WIDTH // HEADS, cross_attention_dim=EMBED).eval()
+    ours = TemporalTransformerBlock(WIDTH, HEADS, EMBED).eval()
+    copy_weights(ours, whole)
+    hidden, context = torch.randn(batch, frames, positions, WIDTH), torch.randn(batch, EMBED)
+    row_contexts = torch.stack([context[row % batch] for row in range(batch * positions)])[:, None]
+    expected = whole(hidden.flatten(0, 1), num_frames=frames, encoder_hidden_states=row_contexts)
+    assert relative_error(ours(hidden, context).flatten(0, 1), expected) < TOLERANCE
+
+
+def test_spatial_cross_attention_is_the_value_of_its_token() -> None:
+    torch.manual_seed(0)
+    batch, frames = 2, 3
+    whole = BasicTransformerBlock(WIDTH, HEADS, WIDTH // HEADS, cross_attention_dim=EMBED).eval()
+    ours = SpatialTransformerBlock(WIDTH, HEADS, EMBED).eval()
+    copy_weights(ours, whole)
+    hidden, context = torch.randn(batch, frames, 15, WIDTH), torch.randn(batch, EMBED)
+    row_contexts = context.repeat_interleave(frames, dim=0)[:, None]
+    expected = whole(hidden.flatten(0, 1), encoder_hidden_states=row_contexts)
+    assert relative_error(ours(hidden, context).flatten(0, 1), expected) < TOLERANCE
+
+
+# --- names, shapes and errors ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("spec", ["spec", "spec_full"])
+def test_networks_hold_exactly_the_published_tensors(spec: str) -> None:
+    def published(file: str) -> dict[str, tuple[int, ...]]:
+        entries = json.loads((GOLDEN_FOLDER / spec / f"{file}.json").read_text())["tensors"]
+        return {name: tuple(shape) for name, shape, _ in entries}
+
+    configs = json.loads((GOLDEN_FOLDER / spec / "configs.json").read_text())
+    constants = json.loads((GOLDEN_FOLDER / spec / "constants.json").read_text())
+    config = DenoiserConfig.from_mapping(json.loads(configs[UNET_CONFIG]))
+    mimicmotion, dispose = published("mimicmotion"), published("dispose")
+    with torch.device("meta"):
+        networks = [
+            (UNet(config), strip(mimicmotion, "unet.")),
+            (PoseNet(config.channels[0]), strip(mimicmotion, "pose_net.")),
+            (ControlNet(config), strip_encoders(dispose)),
+            (MotionEncoder(config.channels[0]), strip(dispose, MOTION)),
+            (PointEncoder(constants["point_embedding_channels"], config.channels), strip(dispose, POINTS)),
+        ]
+    for network, expected in networks:
+        held = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+        assert held | collapsed_tensors(network) == expected
+
+
+def test_layers_are_configured_like_those_of_diffusers(config: dict[str, Any]) -> None:
+    with torch.device("meta"):
+        published = dict(UNetSpatioTemporalConditionModel.from_config(config).named_modules())
+        ours = dict(UNet(DenoiserConfig.from_mapping(config)).named_modules())
+    kinds = (nn.Conv2d, nn.Conv3d, nn.GroupNorm, nn.LayerNorm, nn.Linear)
+    compared = {name: layer for name, layer in ours.items() if isinstance(layer, kinds)}
+    assert len(compared) > 600
+    for name, layer in compared.items():
+        assert repr(layer) == repr(published[name]), name  # strides, paddings and the epsilon of every norm
+
+
+def test_builder_lists_every_tensor_that_does_not_fit(config: dict[str, Any], mimicmotion: dict[str, Tensor]) -> None:
+    tensors = strip(mimicmotion, "unet.")
+    del tensors["conv_out.bias"]
+    tensors["conv_in.bias"] = torch.zeros(7)
+    tensors["conv_in.extra"] = torch.zeros(1)
+    with pytest.raises(CheckpointError) as caught:
+        build_unet(config, tensors, source="somewhere.pth")
+    assert len(caught.value.problems) == 3
+    for name in ("conv_out.bias", "conv_in.bias", "conv_in.extra", "somewhere.pth"):
+        assert name in str(caught.value)
+
+
+@pytest.mark.parametrize("build", [build_pose_net, build_motion_encoder, build_point_encoder])
+def test_small_builders_name_what_is_missing(build: Callable[[dict[str, Tensor]], nn.Module]) -> None:
+    with pytest.raises(CheckpointError, match="missing"):
+        build({})
+
+
+def test_foreign_configuration_is_refused_with_every_difference(config: dict[str, Any]) -> None:
+    foreign = config | {"layers_per_block": 3, "cross_attention_dim": None, "num_attention_heads": 8}
+    with pytest.raises(CheckpointError) as caught:
+        DenoiserConfig.from_mapping(foreign)
+    assert len(caught.value.problems) == 3
+    assert "layers_per_block is 3, expected 2" in str(caught.value)
+
+
+# --- precision and export -------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def networks(
+    pose_net: PoseNet,
+    motion_encoder: MotionEncoder,
+    point_encoder: PointEncoder,
+    controlnet: ControlNet,
+    unet: UNet,
+) -> dict[str, nn.Module]:
+    return {
+        "pose_net": pose_net,
+        "motion_encoder": motion_encoder,
+        "point_encoder": point_encoder,
+        "controlnet": controlnet,
+        "unet": unet,
+    }
+
+
+def run(network: nn.Module, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+    outputs = network(*inputs.values())
+    return (outputs,) if isinstance(outputs, Tensor) else outputs
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [("float16", 1e-2), ("bfloat16", 6e-2)])
+@pytest.mark.parametrize("name", ["pose_net", "motion_encoder", "point_encoder", "controlnet", "unet"])
+def test_reduced_precision_keeps_the_contract_dtypes(
+    networks: dict[str, nn.Module], name: str, dtype: str, bound: float
+) -> None:
+    spec, sizes = NETWORKS[name], Sizes(64, 64, tile=2, channels=CHANNELS, embed=48, dift=96)
+    inputs = sample_inputs(spec, sizes, dtype, dict.fromkeys(spec.dynamic, 2))
+    outputs = run(copy.deepcopy(networks[name]).to(getattr(torch, dtype)), inputs)
+    expected = run(networks[name], {name: value.float() for name, value in inputs.items()})
+    for tensor, ours, theirs in zip(spec.outputs, outputs, expected, strict=True):
+        assert ours.dtype == getattr(torch, dtype if tensor.dtype == "compute" else tensor.dtype)
+        assert tuple(ours.shape) == sizes.resolve(tensor.shape, dict.fromkeys(spec.dynamic, 2))
+        assert (torch.linalg.vector_norm(ours.float() - theirs) / torch.linalg.vector_norm(theirs)).item() < bound
+
+
+@pytest.mark.parametrize("name", ["pose_net", "motion_encoder", "point_encoder", "controlnet", "unet"])
+def test_exported_network_equals_torch(networks: dict[str, nn.Module], name: str, tmp_path: Path) -> None:
+    spec, sizes = NETWORKS[name], Sizes(128, 64, tile=3, channels=CHANNELS, embed=48, dift=96)
+    path = tmp_path / f"{name}.onnx"
+    with torch.inference_mode(False), torch.no_grad():
+        export_onnx(networks[name], spec, sizes, "float32", path)
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    for count in (1, 5) if spec.dynamic else (0,):
+        inputs = sample_inputs(spec, sizes, "float32", dict.fromkeys(spec.dynamic, count), seed=7)
+        actual = session.run(None, {key: value.numpy() for key, value in inputs.items()})
+        for ours, theirs in zip(actual, run(networks[name], inputs), strict=True):
+            assert relative_error(torch.from_numpy(ours), theirs) < TOLERANCE
+    if name in TRANSFORMERS:
+        operators = Counter(node.op_type for node in onnx.load(path).graph.node)
+        assert operators["Softmax"] == 2 * TRANSFORMERS[name], "only the self-attentions have a softmax"

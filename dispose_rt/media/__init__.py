@@ -1,0 +1,22 @@
+"""Pictures and videos: what the user hands in becomes uint8 RGB arrays, and such arrays become an mp4."""
+
+from __future__ import annotations
+
+from .images import ImageSource, PilImage, read_image
+from .videos import DEFAULT_FPS, Video, VideoSource, frame_step, open_video
+from .writer import VideoWriter, check_output_path, open_writer, write_video
+
+__all__ = [
+    "DEFAULT_FPS",
+    "ImageSource",
+    "PilImage",
+    "Video",
+    "VideoSource",
+    "VideoWriter",
+    "check_output_path",
+    "frame_step",
+    "open_video",
+    "open_writer",
+    "read_image",
+    "write_video",
+]

@@ -1,0 +1,177 @@
+"""Reads driving videos lazily: a file, or any iterable of pictures, becomes uint8 [height, width, 3] RGB frames."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import chain, islice
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import InputError
+from ..types import U8
+from .containers import probe_file, read_frames
+from .files import find_file
+from .images import ImageSource, PilImage, read_image
+
+DEFAULT_FPS = 24.0
+"""Frame rate of an iterable whose caller gave none: the rate at which `frame_step` uses every `stride`-th frame."""
+MAX_FPS = 1000.0
+
+VideoSource: TypeAlias = "str | os.PathLike[str] | NDArray[np.uint8] | Iterable[ImageSource]"
+"""The path of a video file, a uint8 array [frames, height, width, 3], or any iterable of what `read_image` takes."""
+
+
+@dataclass(frozen=True)
+class Video:
+    """A video that can be read, not yet decoded.
+
+    Attributes:
+        name: what messages call it.
+        fps: frames per second of the source.
+        width, height: size of every frame in pixels, upright.
+    """
+
+    name: str
+    fps: float
+    width: int
+    height: int
+    _read: Callable[[int], Iterator[U8]] = field(repr=False)
+
+    def frames(self, step: int = 1) -> Iterator[U8]:
+        """Decode frames 0, step, 2 * step, ... one at a time.
+
+        Frames are counted in the order of display, whatever their time stamps: with a variable frame rate, `fps` is the
+        average. Files and sequences can be read again and again, generators once.
+
+        Args:
+            step: distance between the frames that are used, >= 1. The first frame is always one of them.
+
+        Yields:
+            uint8 [height, width, 3], RGB, upright.
+
+        Raises:
+            InputError: a frame has another size than the first one or is no image; a generator was used up before.
+
+        Warns:
+            InputWarning: the file ends early or is damaged; what can be decoded is used.
+        """
+        if isinstance(step, bool) or not isinstance(step, int) or step < 1:
+            raise InputError(f"step is {step!r}; it must be an integer of 1 or more")
+        return self._read(step)
+
+
+def frame_step(stride: int, source_fps: float) -> int:
+    """Distance between the source frames that are used.
+
+    Args:
+        stride: every `stride`-th frame of a video of 24 to 47 frames per second is used, >= 1.
+        source_fps: frame rate of the source, > 0.
+
+    Returns:
+        stride * max(1, int(source_fps / 24)), as in the reference code.
+    """
+    return stride * max(1, int(source_fps / 24))
+
+
+def open_video(source: VideoSource, fps: float | None = None) -> Video:
+    """Open a video and look at its first frame.
+
+    Files: any container and codec of FFmpeg's. The rotation and mirroring that a phone notes in the file are applied;
+    non-square pixels are taken as they are stored. Iterables: frames are read by `read_image`; only those in use are
+    converted and compared in size.
+
+    Args:
+        source: path; uint8 array [frames, height, width, 3] RGB; or iterable of paths, uint8 arrays or PIL images.
+        fps: frame rate of the source, 0 < fps <= 1000. None takes the average rate that the file states, and 24 for an
+            iterable.
+
+    Raises:
+        InputError: there is no such file, it holds no video, not one frame can be decoded, or the iterable is empty.
+
+    Warns:
+        InputWarning: the file states no usable frame rate.
+    """
+    if fps is not None:
+        fps = _check_fps(fps)
+    if isinstance(source, (str, os.PathLike)):
+        return _open_file(source, fps)
+    if isinstance(source, np.ndarray):
+        _check_stack(source)
+    elif isinstance(source, (bytes, dict, PilImage)) or not isinstance(source, Iterable):
+        raise InputError(
+            f"a video of type {type(source).__qualname__} cannot be read; pass a path, a uint8 array "
+            "[frames, height, width, 3], or a list of frames"
+        )
+    return _open_iterable(source, fps or DEFAULT_FPS)
+
+
+def _check_fps(fps: float) -> float:
+    try:
+        value = float(fps)
+    except (TypeError, ValueError):
+        value = math.nan
+    if not 0 < value <= MAX_FPS:
+        raise InputError(f"the video's fps is {fps!r}; it must be above 0 and at most {MAX_FPS:g}")
+    return value
+
+
+def _open_file(source: str | os.PathLike[str], fps: float | None) -> Video:
+    path = find_file(source, "video")
+    first = probe_file(path, measure_rate=fps is None)
+    rate = fps or first.fps or DEFAULT_FPS
+    return Video(str(path), rate, first.width, first.height, lambda step: read_frames(path, step))
+
+
+def _check_stack(array: NDArray[Any]) -> None:
+    """An array of three dimensions could be one picture or a stack of grey ones: refuse rather than guess."""
+    if array.ndim != 4:
+        raise InputError(
+            f"the video array has shape {array.shape}, expected [frames, height, width, 3]; wrap one picture as "
+            "image[None], give grey frames a last axis of length 1"
+        )
+
+
+def _open_iterable(source: Iterable[Any], fps: float) -> Video:
+    """Look at the first frame. An iterator can do that once only, so its first element is put back in front."""
+    name = f"the video ({type(source).__qualname__})"
+    iterator = iter(source)
+    single_use = iterator is source
+    head = list(islice(iterator, 1))
+    if not head:
+        raise InputError(f"{name} has no frames; pass at least one")
+    height, width = _read_numbered(head[0], 0).shape[:2]
+    unread: list[Iterator[Any]] = [chain(head, iterator)]
+
+    def read(step: int) -> Iterator[U8]:
+        if not single_use:
+            return _convert(iter(source), step, (height, width))
+        if not unread:
+            raise InputError(f"{name} was used up by an earlier run; pass a list, or a new generator")
+        return _convert(unread.pop(), step, (height, width))
+
+    return Video(name, fps, width, height, read)
+
+
+def _convert(items: Iterator[Any], step: int, size: tuple[int, int]) -> Iterator[U8]:
+    for number, item in enumerate(items):
+        if number % step:
+            continue
+        frame = _read_numbered(item, number)
+        if frame.shape[:2] != size:
+            raise InputError(
+                f"frame {number} of the video is {frame.shape[1]} x {frame.shape[0]} pixels, frame 0 is "
+                f"{size[1]} x {size[0]}; bring all frames to one size"
+            )
+        yield frame
+
+
+def _read_numbered(item: Any, number: int) -> U8:
+    try:
+        return read_image(item)
+    except InputError as error:
+        raise InputError(f"frame {number} of the video: {error}") from error

@@ -1,0 +1,40 @@
+// Adds one tile's noise prediction to the clip's weighted sum. A frame sits in at most one weighted slot of a tile, so
+// every element of the sums has one writer.
+#pragma once
+
+#include "parallel_for.h"
+
+namespace dispose_rt {
+
+// Row: a slot of one guidance half. Columns: elements of a frame.
+struct AccumulateTile {
+    const float* noise_pred;          // [2, slots, elements]
+    const std::int32_t* slot_frames;  // [slots] frame of the clip
+    const float* slot_weights;        // [slots]; a slot of weight 0 is dropped, whatever it holds
+    float* sums;                      // [2, frames, elements]
+    float* frame_weights;             // [frames]
+    Index slots, frames, elements;
+
+    DISPOSE_TARGET void operator()(Index row, Index begin, Index end) const {
+        const Index half = row / slots, slot = row % slots, frame = slot_frames[slot];
+        const float weight = slot_weights[slot];
+        if (weight == 0) return;
+        if (half == 0 && begin == 0) frame_weights[frame] += weight;
+        const float* const source = noise_pred + row * elements;
+        float* const target = sums + (half * frames + frame) * elements;
+        for (Index element = begin; element < end; ++element) target[element] += weight * source[element];
+    }
+};
+
+inline Status accumulate_tile(const float* noise_pred,          // [2, slots, elements]
+                              const std::int32_t* slot_frames,  // [slots]
+                              const float* slot_weights,        // [slots]
+                              float* sums,                      // [2, frames, elements], added to
+                              float* frame_weights,             // [frames], added to
+                              Index slots, Index frames, Index elements, Stream stream) {
+    const AccumulateTile accumulate{noise_pred,    slot_frames, slot_weights, sums,
+                                    frame_weights, slots,       frames,       elements};
+    return parallel_for(2 * slots, elements, stream, accumulate);
+}
+
+}  // namespace dispose_rt

@@ -1,0 +1,2 @@
+// The same module, for the GPU.
+#include "bindings.cpp"

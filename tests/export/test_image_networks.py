@@ -1,0 +1,313 @@
+"""CMP, DIFT, the CLIP image encoder and the VAE against the reference's own numbers, in PyTorch and in ONNX Runtime."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+
+from dispose_rt.contract import CMP_SIZE_PX, NETWORKS, Sizes
+from export.checkpoints import Checkpoint
+from export.networks.cmp import (
+    BINS,
+    CmpFlowDecoder,
+    CmpImageEncoder,
+    SharedConv2d,
+    build_cmp_flow_decoder,
+    build_cmp_image_encoder,
+    expected_flow,
+    fold_batch_norms,
+)
+from export.networks.dift import PROMPT, Dift, build_dift
+from export.networks.image_encoder import ImageEncoder, build_image_encoder
+from export.networks.vae_decoder import VaeDecoder, build_vae_decoder
+from export.networks.vae_encoder import VaeEncoder, build_vae_encoder
+from export.onnx_export import TORCH_DTYPES, export_onnx, sample_inputs
+
+Arrays = Mapping[str, NDArray[Any]]
+Golden = Callable[[str], Arrays]
+
+TOLERANCE = 1e-5  # of the array's largest magnitude; measured: at most 4.4e-6
+ONNX_TOLERANCE = {"float32": 1e-5, "float16": 3e-3}  # measured: at most 4.9e-6 and 1.3e-3 (VAE decoder)
+SIZES = Sizes(128, 64, tile=5, chunk=5, channels=(32, 64, 128, 128), embed=48, dift=96)
+E2E_CASES = ("one_tile_64", "tiles_128x192", "guidance_one_64")
+
+
+@pytest.fixture(autouse=True)
+def _without_gradients() -> Any:
+    with torch.inference_mode():
+        yield
+
+
+@pytest.fixture(scope="module")
+def checkpoint(golden_checkpoint: Path) -> Checkpoint:
+    return Checkpoint(golden_checkpoint)
+
+
+@pytest.fixture(scope="module")
+def cmp_image_encoder(checkpoint: Checkpoint) -> CmpImageEncoder:
+    return build_cmp_image_encoder(checkpoint)
+
+
+@pytest.fixture(scope="module")
+def cmp_flow_decoder(checkpoint: Checkpoint) -> CmpFlowDecoder:
+    return build_cmp_flow_decoder(checkpoint)
+
+
+@pytest.fixture(scope="module")
+def dift(checkpoint: Checkpoint) -> Dift:
+    return build_dift(checkpoint)
+
+
+@pytest.fixture(scope="module")
+def image_encoder(checkpoint: Checkpoint) -> ImageEncoder:
+    return build_image_encoder(checkpoint)
+
+
+@pytest.fixture(scope="module")
+def vae_encoder(checkpoint: Checkpoint) -> VaeEncoder:
+    return build_vae_encoder(checkpoint)
+
+
+@pytest.fixture(scope="module")
+def vae_decoder(checkpoint: Checkpoint) -> VaeDecoder:
+    return build_vae_decoder(checkpoint)
+
+
+def assert_close(actual: Tensor, expected: NDArray[Any], tolerance: float = TOLERANCE) -> None:
+    """The largest difference is within the tolerance, relative to the largest expected magnitude."""
+    theirs = torch.from_numpy(expected)
+    assert actual.dtype == theirs.dtype
+    assert actual.shape == theirs.shape
+    assert torch.isfinite(actual).all()
+    assert ((actual - theirs).abs().max() / theirs.abs().max()).item() <= tolerance
+
+
+def to_signed_unit(image_u8: NDArray[Any]) -> Tensor:
+    """uint8 [height, width, 3] to float32 [1, 3, height, width], -1..1."""
+    return torch.from_numpy(image_u8).permute(2, 0, 1)[None].float() / 127.5 - 1
+
+
+# ---------------------------------------------------------------- CMP
+
+
+def cmp_inputs(arrays: Arrays, prefix: str = "") -> tuple[Tensor, Tensor, Tensor]:
+    image = torch.from_numpy(arrays[f"{prefix}first_frame_384"]).float() / 255 * 2 - 1
+    flow = torch.from_numpy(arrays[f"{prefix}sparse_flow_384"][0])
+    return image[None], flow, torch.from_numpy(arrays[f"{prefix}mask_384"][0]).float()
+
+
+def test_cmp_stages(cmp_image_encoder: CmpImageEncoder, cmp_flow_decoder: CmpFlowDecoder, golden: Golden) -> None:
+    arrays = golden("cmp")
+    image, flow, mask = cmp_inputs(arrays)
+    features = cmp_image_encoder(image)
+    # the research code encodes the image again for every frame, always with the same result
+    assert_close(features[0][..., ::4, ::4].expand(2, -1, -1, -1), arrays["image_encoder_sub4"])
+    assert_close(cmp_flow_decoder.flow_encoder(torch.cat([flow, mask], dim=1)), arrays["flow_encoder"])
+    logits = cmp_flow_decoder.classify(*features, flow, mask)
+    assert_close(logits[..., ::16, ::16], arrays["logits_sub16"])
+    assert_close(cmp_flow_decoder(*features, flow, mask), arrays["flow_384"][0])
+
+
+@pytest.mark.parametrize(("file", "prefix"), [("cmp", ""), *(("e2e", f"{case}.") for case in E2E_CASES)])
+def test_cmp_flow_at_output_size(
+    file: str, prefix: str, cmp_image_encoder: CmpImageEncoder, cmp_flow_decoder: CmpFlowDecoder, golden: Golden
+) -> None:
+    arrays = golden(file)
+    expected = arrays[f"{prefix}controlnet_flow"][0]
+    height, width = expected.shape[-2:]
+    image, flow, mask = cmp_inputs(arrays, prefix)
+    flow_384 = cmp_flow_decoder(*cmp_image_encoder(image), flow, mask)
+    scale = torch.tensor([width / CMP_SIZE_PX, height / CMP_SIZE_PX]).view(2, 1, 1)
+    assert_close(functional.interpolate(flow_384, size=(height, width), mode="nearest") * scale, expected)
+
+
+def test_cmp_frames_do_not_affect_each_other(
+    cmp_image_encoder: CmpImageEncoder, cmp_flow_decoder: CmpFlowDecoder, golden: Golden
+) -> None:
+    image, flow, mask = cmp_inputs(golden("cmp"))
+    features = cmp_image_encoder(image)
+    together = cmp_flow_decoder(*features, flow, mask)
+    alone = torch.cat([cmp_flow_decoder(*features, flow[i : i + 1], mask[i : i + 1]) for i in range(len(flow))])
+    assert (together - alone).abs().max() <= TOLERANCE * together.abs().max()
+    assert (together[0] - together[1]).abs().max() > 1e-2 * together.abs().max()
+
+
+def test_expected_flow_is_the_centre_of_a_certain_bin() -> None:
+    logits = torch.full((1, 2 * BINS, 1, 3), -1e4)
+    for column, (x, y) in enumerate([(0, BINS - 1), (49, 49), (60, 10)]):
+        logits[0, x, 0, column] = logits[0, BINS + y, 0, column] = 1e4
+    flow = expected_flow(logits)[0, :, 0].T
+    width = 100 / 99
+    expected = torch.tensor([[-50 + width / 2, 50 - width / 2], [0, 0], [11 * width, -39 * width]])
+    assert (flow - expected).abs().max() <= 1e-5
+
+
+def test_folded_batch_norms_compute_the_same() -> None:
+    torch.manual_seed(0)
+    norm = nn.BatchNorm2d(5)
+    for tensor in (norm.weight, norm.bias, norm.running_mean, norm.running_var):
+        tensor.copy_(torch.rand(5) + 0.5)
+    module = nn.Sequential(nn.Conv2d(3, 5, 3, bias=False), norm, nn.ReLU(), nn.Sequential(nn.BatchNorm2d(5))).eval()
+    x = torch.randn(2, 3, 8, 8)
+    before = module(x)
+    fold_batch_norms(module)
+    assert isinstance(module[1], nn.Identity)
+    assert isinstance(module[3][0], nn.BatchNorm2d)  # no convolution right before it
+    assert (module(x) - before).abs().max() <= 1e-5
+
+
+@pytest.mark.parametrize("shared", [slice(0, 4), slice(4, None)])
+def test_shared_convolution_equals_the_concatenated_one(shared: slice) -> None:
+    torch.manual_seed(0)
+    conv = nn.Conv2d(6, 7, 3, padding=1)
+    x = torch.randn(3, 6, 9, 9)
+    x[:, shared] = x[:1, shared]
+    own = x[:, [c for c in range(6) if c not in range(6)[shared]]]
+    assert (SharedConv2d(conv, shared)(x[:1, shared], own) - conv(x)).abs().max() <= 1e-5
+
+
+# ---------------------------------------------------------------- VAE
+
+
+def test_vae_posterior(vae_encoder: VaeEncoder, golden: Golden) -> None:
+    arrays = golden("nets")
+    image = torch.from_numpy(arrays["vae.image"])
+    mean, log_variance = vae_encoder.posterior(image)
+    assert_close(log_variance, arrays["vae.logvar"])
+    assert_close(mean, arrays["vae.mean"])
+    assert torch.equal(vae_encoder(image), mean)
+
+
+@pytest.mark.parametrize("case", E2E_CASES)
+def test_image_latents(case: str, vae_encoder: VaeEncoder, golden: Golden) -> None:
+    arrays = golden("e2e")
+    assert_close(vae_encoder(to_signed_unit(arrays[f"{case}.pil_image"])), arrays[f"{case}.image_latents"])
+
+
+def decode_in_chunks(decoder: VaeDecoder, latents: Tensor, chunk: int) -> Tensor:
+    return torch.cat([decoder(part) for part in latents.split(chunk)])
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 5])
+def test_decoded_chunks(chunk: int, vae_decoder: VaeDecoder, golden: Golden) -> None:
+    arrays = golden("nets")
+    frames = decode_in_chunks(vae_decoder, torch.from_numpy(arrays["vae.latents"])[0], chunk)
+    assert_close(frames.transpose(0, 1)[None], arrays[f"vae.decoded_chunk{chunk}"])
+
+
+@pytest.mark.parametrize("case", E2E_CASES)
+def test_decoded_clips(case: str, vae_decoder: VaeDecoder, golden: Golden) -> None:
+    arrays = golden("e2e")
+    chunk = int(arrays[f"{case}.config"][7])
+    latents = torch.from_numpy(arrays[f"{case}.latents"][-1, 0])
+    assert_close(decode_in_chunks(vae_decoder, latents, chunk), arrays[f"{case}.decoded"])
+
+
+def test_scaling_factor_comes_from_the_configuration(checkpoint: Checkpoint, vae_decoder: VaeDecoder) -> None:
+    class Doubled(Checkpoint):
+        @property
+        def configs(self) -> Any:
+            config = dict(checkpoint.configs["svd_vae"])
+            return {"svd_vae": config | {"scaling_factor": 2 * config["scaling_factor"]}}
+
+    latents = torch.randn(2, 4, 4, 4)
+    assert torch.equal(build_vae_decoder(Doubled(checkpoint.folder))(2 * latents), vae_decoder(latents))
+
+
+# ---------------------------------------------------------------- CLIP
+
+
+@pytest.mark.parametrize("case", ["small", "large"])
+def test_image_embedding(case: str, image_encoder: ImageEncoder, golden: Golden) -> None:
+    arrays = golden("nets")
+    expected = arrays[f"clip.{case}.image_embeddings_cfg"]
+    embeds = image_encoder(torch.from_numpy(arrays[f"clip.{case}.pixel_values"]))
+    assert_close(embeds[0], expected[1])
+
+
+# ---------------------------------------------------------------- DIFT
+
+
+def test_dift_prompt(checkpoint: Checkpoint, dift: Dift, golden: Golden) -> None:
+    arrays = golden("nets")
+    assert checkpoint.tokenize(PROMPT)[0].tolist() == arrays["dift.input_ids"].tolist()
+    assert_close(dift.prompt_embeds, arrays["dift.prompt_embeds"])
+
+
+def test_dift_stages(dift: Dift, golden: Golden) -> None:
+    arrays = golden("nets")
+    image = torch.from_numpy(arrays["dift.image_u8"]).float() / 127.5 - 1
+    noises = [torch.from_numpy(arrays[f"dift.{name}_noise"]) for name in ("vae", "unet")]
+    mean, log_variance = dift.posterior(image)
+    assert_close(mean, arrays["dift.posterior_mean"])
+    assert_close((log_variance / 2).exp(), arrays["dift.posterior_std"])
+    assert dift.signal**2 == pytest.approx(float(arrays["dift.alpha_cumprod_261"]), rel=1e-7)
+    assert_close(dift.noisy_latents(image, *noises), arrays["dift.noisy_latents"])
+    assert_close(dift(image, *noises), arrays["dift.feature"])
+
+
+@pytest.mark.parametrize("case", E2E_CASES)
+def test_dift_features(case: str, dift: Dift, golden: Golden) -> None:
+    arrays = golden("e2e")
+    noises = [torch.from_numpy(arrays[f"{case}.noise_dift_{name}"]) for name in ("vae", "unet")]
+    # unlike the VAE, DIFT sees the crop itself, not its round trip through the pipeline's image processor
+    assert_close(dift(to_signed_unit(arrays[f"{case}.ref_crop"]), *noises), arrays[f"{case}.dift_feature"])
+
+
+def test_dift_holds_no_layer_behind_the_features(dift: Dift) -> None:
+    names = dift.state_dict().keys()
+    assert any(name.startswith("unet.up_blocks.1.upsamplers.") for name in names)
+    assert not any(name.startswith(("unet.up_blocks.2", "unet.conv_norm_out", "unet.conv_out")) for name in names)
+    assert dift.unet.time_embedding.value.shape == (1, 128)
+
+
+# ---------------------------------------------------------------- ONNX
+
+
+@pytest.fixture(scope="module")
+def modules(request: pytest.FixtureRequest) -> Callable[[str], nn.Module]:
+    return lambda name: request.getfixturevalue(name)
+
+
+IMAGE_NETWORKS = ("cmp_image_encoder", "cmp_flow_decoder", "dift", "image_encoder", "vae_encoder", "vae_decoder")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("name", IMAGE_NETWORKS)
+def test_exported_network(name: str, dtype: str, modules: Callable[[str], nn.Module], tmp_path: Path) -> None:
+    """At 1, 2 and 5 frames where frames are dynamic: an exporter may take a size of 1 for a constant."""
+    spec, module, path = NETWORKS[name], modules(name), tmp_path / f"{name}.onnx"
+    # tracing under inference mode would freeze the parameters into inference tensors
+    with torch.inference_mode(mode=False), torch.no_grad():
+        export_onnx(copy.deepcopy(module).to(TORCH_DTYPES[dtype]), spec, SIZES, dtype, path)
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    assert [tensor.name for tensor in session.get_inputs()] == [tensor.name for tensor in spec.inputs]
+    for frames in (1, 2, 5) if spec.dynamic else (1,):
+        inputs = sample_inputs(spec, SIZES, dtype, dict.fromkeys(spec.dynamic, frames), seed=frames)
+        expected = module(*(tensor.float() for tensor in inputs.values()))
+        expected = (expected,) if isinstance(expected, Tensor) else expected
+        names = [tensor.name for tensor in spec.outputs]
+        actual = session.run(names, {key: tensor.numpy() for key, tensor in inputs.items()})
+        for tensor, ours, theirs in zip(spec.outputs, actual, expected, strict=True):
+            assert ours.dtype == np.dtype(dtype if tensor.dtype == "compute" else tensor.dtype)
+            assert_close(torch.from_numpy(ours).float(), theirs.numpy(), ONNX_TOLERANCE[dtype])
+
+
+def test_exported_graphs_hold_what_is_baked_in(dift: Dift, tmp_path: Path) -> None:
+    """No token is looked up, no time step embedded and no batch norm left at run time."""
+    path = tmp_path / "dift.onnx"
+    with torch.inference_mode(mode=False), torch.no_grad():
+        export_onnx(copy.deepcopy(dift), NETWORKS["dift"], SIZES, "float32", path)
+    kinds = {node.op_type for node in onnx.load(path).graph.node}
+    assert kinds.isdisjoint({"Gather", "Sin", "Cos", "BatchNormalization", "RandomNormalLike"})
