@@ -84,11 +84,14 @@ def _dispatch(arguments: list[str]) -> int:
     if arguments[:1] == ["build"]:  # the exporter has a parser of its own
         return _build(arguments[1:])
     parser = _make_parser()
-    options = parser.parse_args(arguments)
+    options, unknown = parser.parse_known_args(arguments)
+    if unknown:  # argparse alone would show the usage of `dispose-rt`, not of the command
+        getattr(options, "parser", parser).error(f"unrecognized arguments: {' '.join(unknown)}")
     if options.command is None:
         parser.print_help()
         return MISUSED
-    return _animate(options) if options.command == "animate" else _inspect(options)
+    code: int = options.run(options)
+    return code
 
 
 def _show_warning(
@@ -128,6 +131,7 @@ def _add_animate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         epilog=_ANIMATE_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.set_defaults(parser=parser, run=_animate)
     add, default = parser.add_argument, Settings()
     add("--engines", required=True, type=Path, metavar="DIR", help="engine directory, or a folder of several")
     add("--reference", required=True, metavar="IMAGE", help="photo of one person (PNG, JPEG, WebP, BMP, TIFF)")
@@ -191,6 +195,7 @@ def _add_inspect(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         epilog=_INSPECT_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.set_defaults(parser=parser, run=_inspect)
     parser.add_argument("directory", type=Path, metavar="DIR", help="engine directory, or a folder of several")
     parser.add_argument("--verify", action="store_true", help="compare every file with its recorded hash")
     parser.add_argument("--debug", action="store_true", help="print the Python traceback of an error")

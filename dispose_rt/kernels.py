@@ -22,6 +22,7 @@ POINT_LEVEL_FACTORS = (1, 2, 4, 4)
 """By how much each level of the point features is coarser than the finest one (1/16 of the image)."""
 
 _DEFAULT_STREAM = 0
+_GAUSSIAN_TAPS = 199
 
 
 def splat_gaussian_flow(positions_px: I32, values_px: F32, height: int, width: int) -> F32:
@@ -46,7 +47,7 @@ def splat_gaussian_flow(positions_px: I32, values_px: F32, height: int, width: i
     frames, impulses, _ = positions.shape
     values = _finite("values_px", _readable("values_px", values_px, np.float32, positions.shape))
     _check_size(height, width)
-    profiles = np.empty((frames, impulses, height + width), np.float32)
+    profiles = np.empty((frames, impulses, 2, _GAUSSIAN_TAPS), np.float32)
     flow = np.empty((frames, 2, height, width), np.float32)
     _launch("splat_gaussian_flow", positions, values, profiles, flow, frames, impulses, height, width)
     return flow

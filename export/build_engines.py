@@ -29,10 +29,11 @@ from dispose_rt.scheduler import SchedulerConstants
 
 from .build_plan import NetworkPlan, build_versions, plan_network
 from .checkpoints import Checkpoint
-from .network_build import build_network, finished_record
+from .network_build import build_network, finished_record, reuse_sibling
 
 PRECISIONS = ("fp32", "fp16")
 DEFAULT_SIZE = "576x1024"
+_ENGINE_SUFFIXES = (".onnx", ".data", ".part")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -69,7 +70,9 @@ def _parser() -> argparse.ArgumentParser:
     source.add_argument("--random-weights", choices=["toy"], help="build with seeded weights of toy size, no download")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="engine directory to write")
     parser.add_argument("--size", default=DEFAULT_SIZE, metavar="WxH", help="multiples of 64 (default: %(default)s)")
-    parser.add_argument("--tile-frames", type=int, default=16, metavar="N", help="frames denoised at once (default: 16)")
+    parser.add_argument(
+        "--tile-frames", type=int, default=16, metavar="N", help="frames denoised at once (default: 16)"
+    )
     parser.add_argument("--decode-chunk", type=int, default=8, metavar="N", help="frames decoded at once (default: 8)")
     parser.add_argument("--backend", choices=BACKENDS, default="onnxruntime", help="(default: %(default)s)")
     parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="(default: %(default)s)")
@@ -156,7 +159,7 @@ def build_engines(
     if stale:
         (output / FILE_NAME).unlink(missing_ok=True)  # from here on the directory is not what that manifest says
     for name in only:
-        _build_one(name in stale, list(only).index(name) + 1, len(only), plans[name], checkpoint, output)
+        _build_one(name in stale, list(only).index(name) + 1, len(only), plans[name], checkpoint, output, force)
     records = {name: finished_record(output, plan) for name, plan in plans.items()}
     missing = [name for name, record in records.items() if record is None]
     if missing:
@@ -178,7 +181,7 @@ def build_engines(
 
 
 def _build_one(
-    stale: bool, number: int, total: int, plan: NetworkPlan, checkpoint: Checkpoint, output: Path
+    stale: bool, number: int, total: int, plan: NetworkPlan, checkpoint: Checkpoint, output: Path, force: bool
 ) -> None:
     label = f"[{number:2}/{total}] {plan.spec.name:18}"
     if not stale:
@@ -187,10 +190,12 @@ def _build_one(
     if sys.stdout.isatty():
         print(f"{label} ...", end="\r", flush=True)
     start = time.perf_counter()
-    record = build_network(plan, checkpoint, output)
+    shared = None if force else reuse_sibling(plan, output)
+    record = shared or build_network(plan, checkpoint, output)
     megabytes = sum(file.size_bytes for file in record.files) / 1e6
     worst = max(record.verification.values(), default=None)
     checked = "published file, passed through" if worst is None else f"relative error {worst:.1e}"
+    checked += ", shared with a directory beside this one" if shared else ""
     print(f"{label} {time.perf_counter() - start:6.1f} s {megabytes:9.1f} MB  {checked}", flush=True)
 
 
@@ -225,7 +230,7 @@ def prepare_output(output: Path, force: bool) -> None:
     """
     output.mkdir(parents=True, exist_ok=True)
     known = {FILE_NAME, ".build"}
-    foreign = [path.name for path in output.iterdir() if path.name not in known and path.suffix not in (".onnx", ".data")]
+    foreign = [path.name for path in output.iterdir() if path.name not in known and path.suffix not in _ENGINE_SUFFIXES]
     if foreign:
         listed = ", ".join(sorted(foreign)[:5])
         raise ManifestError(f"{output} holds other files ({listed}); pass an empty or new directory as --output")

@@ -79,9 +79,7 @@ class Recipe:
 
 
 RECIPES: Mapping[str, Recipe] = {
-    "dift": Recipe(
-        build_dift, ("sd15_unet", "sd15_vae", "sd15_text_encoder", "sd15_vocabulary", "sd15_merges")
-    ),
+    "dift": Recipe(build_dift, ("sd15_unet", "sd15_vae", "sd15_text_encoder", "sd15_vocabulary", "sd15_merges")),
     "cmp_image_encoder": Recipe(build_cmp_image_encoder, ("cmp",)),
     "cmp_flow_decoder": Recipe(build_cmp_flow_decoder, ("cmp",)),
     "image_encoder": Recipe(build_image_encoder, ("image_encoder",)),
@@ -108,7 +106,8 @@ def plan_network(name: str, checkpoint: Checkpoint, sizes: Sizes, precision: str
     files = (name,) if spec.published else RECIPES[name].files
     ingredients = {
         "contract": [contract.REVISION, asdict(spec)],
-        "sizes": asdict(sizes),
+        # the resolved shapes and not the sizes: directories of other sizes share what does not depend on them
+        "shapes": {t.name: sizes.resolve(t.shape) for t in (*spec.inputs, *spec.outputs)},
         "compute_dtype": compute_dtype,
         "opset": OPSET,
         "weights": [_provenance(checkpoint, file) for file in files],

@@ -35,6 +35,32 @@ def finished_record(output: Path, plan: NetworkPlan) -> NetworkRecord | None:
     return record if intact and record.build_key == plan.build_key else None
 
 
+def reuse_sibling(plan: NetworkPlan, output: Path) -> NetworkRecord | None:
+    """Take a network over from a directory beside this one that holds the very same, by hard link where possible.
+
+    Directories of other sizes or precisions share what does not depend on them: CLIP, CMP, the pose networks and more.
+    """
+    for sibling in sorted(output.absolute().parent.iterdir()):
+        record = finished_record(sibling, plan) if sibling.name != output.name else None
+        if record is None or any(record_file(sibling, file.path) != file for file in record.files):
+            continue
+        for file in record.files:
+            _link_or_copy(sibling / file.path, output / file.path)
+        _write_record(output, plan, record)
+        return record
+    return None
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    temporary = target.with_name(target.name + ".part")
+    temporary.unlink(missing_ok=True)
+    try:
+        temporary.hardlink_to(source)
+    except OSError:  # another file system, or one without hard links
+        shutil.copyfile(source, temporary)
+    temporary.replace(target)
+
+
 def build_network(plan: NetworkPlan, checkpoint: Checkpoint, output: Path) -> NetworkRecord:
     """Build one network into an engine directory.
 
@@ -83,6 +109,7 @@ def _record_path(output: Path, plan: NetworkPlan) -> Path:
 
 def _write_record(output: Path, plan: NetworkPlan, record: NetworkRecord) -> None:
     path = _record_path(output, plan)
+    path.parent.mkdir(exist_ok=True)
     temporary = path.with_suffix(".part")
     temporary.write_text(json.dumps(asdict(record), indent=1), encoding="utf-8")
     temporary.replace(path)

@@ -1,15 +1,18 @@
 """Made-up weights of the toy checkpoint: seeded random numbers, with lanes through the networks that carry the picture.
 
 Random networks of this depth turn every input into the same noise. So that a demo shows its reference and its dance, a few
-channels (lanes) of the autoencoder and of the UNet are set by hand. Everything beside the lanes is random, and leaks into them.
+channels (lanes) of the autoencoder, of PoseNet and of the UNet are set by hand. Everything beside the lanes is random, and
+leaks into them.
 
 - The VAE encoder's lanes are red, green and blue, averaged over 8 x 8 pixels; the decoder's lanes bring them back, blurred.
-- The UNet's lanes are the noisy latents u and the image latents z. It predicts v = a (u - z) plus what the random rest says.
-  With sigma = tan(theta) a sampler of v-predictions integrates du / dtheta = v from pi / 2 down to 0, so u is drawn to z.
-- Pose latents and ControlNet residuals are added to the UNet's lanes as to all channels: they show in the result.
+- The UNet's lanes are the noisy latents u and the image latents z. It predicts v = a (u - z) plus what the random rest
+  says. With sigma = tan(theta), a sampler of v-predictions integrates du / dtheta = v from pi / 2 down to 0, so u is
+  drawn to z.
+- PoseNet's lanes carry the drawn pose, which is added to z. ControlNet residuals reach all channels, lanes included.
 
-Group norms stand in the way: each brings a lane to mean 0 and variance 1. In the encoder, constant channels of the same group
-keep the scale; elsewhere the picture is stretched to full contrast. SiLUs are passed at +6, where they are nearly straight.
+Group norms stand in the way: each brings a lane to mean 0 and variance 1. In the encoder, constant channels of the same
+group keep the scale; elsewhere the picture is stretched to full contrast. SiLUs are passed at +6, where they are nearly
+straight.
 """
 
 from __future__ import annotations
@@ -107,6 +110,7 @@ def _lay_autoencoder_lanes(tensors: Tensors) -> None:
         decoder.route("conv_in", latent, {latent: 1.0})
     decoder.keep(_COLOURS)
     tensors["decoder.conv_out.weight"] *= _TEXTURE
+    tensors["decoder.conv_out.weight"][:, : len(lanes)] = 0
     tensors["decoder.time_conv_out.weight"] *= _TEXTURE
     for colour in _COLOURS:
         decoder.pass_norm("conv_norm_out", colour, 1.0)
@@ -151,11 +155,11 @@ def _lay_motion_lanes(tensors: Tensors) -> None:
     _silence_stillness(tensors, "controlnet_cond_embedding.")
 
 
-_PULL = 2.0
+_PULL = 2.5
 """Strength a of the pull of the noisy latents to the image latents."""
-_SHARE = 0.5
+_SHARE = 0.3
 """Share of noisy latents in the lanes of the image latents; keeps their scale where the image latents are zero."""
-_LEAK = 0.15
+_LEAK = 0.08
 """How much of the deep random layers leaks into the lanes."""
 
 
@@ -168,6 +172,7 @@ def _lay_unet_lanes(tensors: Tensors) -> None:
     unet.dampen(("up_blocks.3.resnets.2.", "up_blocks.3.attentions.2."), range(8), _LEAK)
     unet[f"{last}conv_shortcut.weight"][:8] *= _LEAK
     unet["conv_out.weight"][:] *= _LEAK
+    unet["conv_out.weight"][:, :8] = 0
     for latent in latents:
         noisy, image = latent, 4 + latent
         unet.route("conv_in", noisy, {noisy: 1.0})

@@ -10,7 +10,7 @@
 
 namespace dispose_rt {
 
-// Row: one channel of a frame. Columns: cells of the level, row-major.
+// Row: a line of one channel of a frame. Columns: cells of the level along x.
 template <typename Stored>
 struct ScatterPointFeatures {
     const Stored* features;     // [groups, channels]
@@ -19,12 +19,12 @@ struct ScatterPointFeatures {
     Index channels, height, width, factor;
 
     DISPOSE_TARGET void operator()(Index row, Index begin, Index end) const {
-        const Index channel = row % channels, level_width = width / factor;
-        const std::int32_t* const frame = cells + row / channels * height * width;
-        Stored* const map = level + row * (height / factor) * level_width;
-        for (Index cell = begin; cell < end; ++cell) {
-            const std::int32_t* const block = frame + (cell / level_width * width + cell % level_width) * factor;
-            store(*block < 0 ? 0.0f : reduced(block, channel), map + cell);
+        const Index lines = height / factor;
+        const Index y = row % lines, channel = row / lines % channels, frame = row / lines / channels;
+        const std::int32_t* const blocks = cells + (frame * height + y * factor) * width;
+        for (Index x = begin; x < end; ++x) {
+            const std::int32_t* const block = blocks + x * factor;
+            store(*block < 0 ? 0.0f : reduced(block, channel), level + row * (width / factor) + x);
         }
     }
 
@@ -48,7 +48,7 @@ Status scatter_point_features(const Stored* features,     // [groups, channels]
                               Stored* level,              // [frames, channels, height / factor, width / factor]
                               Index frames, Index channels, Index height, Index width, Index factor, Stream stream) {
     const ScatterPointFeatures<Stored> scatter{features, cells, level, channels, height, width, factor};
-    return parallel_for(frames * channels, (height / factor) * (width / factor), stream, scatter);
+    return parallel_for(frames * channels * (height / factor), width / factor, stream, scatter);
 }
 
 }  // namespace dispose_rt

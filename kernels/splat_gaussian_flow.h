@@ -10,6 +10,7 @@
 namespace dispose_rt {
 
 constexpr Index kGaussianRadius = 99;
+constexpr Index kGaussianTaps = 2 * kGaussianRadius + 1;
 constexpr double kGaussianSigma = 20.0;
 
 // Weights of the taps at distance 0, 1, ... of a Gaussian whose taps on both sides sum to 1.
@@ -31,10 +32,9 @@ inline GaussianTaps gaussian_taps() {
 
 // What the pixel at `at` receives from an impulse at `from` along an axis of `length` pixels. Reflect-101 repeats the
 // axis with period 2 (length - 1), once as it is and once mirrored at 0; every copy of the impulse that the taps reach
-// adds its share. The end pixels are their own mirror image and count once.
+// adds its share. No copy is nearer than the impulse itself. The end pixels are their own mirror image and count once.
 DISPOSE_TARGET inline double reflected_gaussian(const GaussianTaps& taps, Index at, Index from, Index length) {
     if (length == 1) return 1.0;
-    if (at < from - kGaussianRadius || at > from + kGaussianRadius) return 0.0;  // no copy is nearer than the original
     const Index period = 2 * (length - 1);
     const bool own_mirror = from == 0 || from == length - 1;
     double weight = 0;
@@ -49,10 +49,10 @@ DISPOSE_TARGET inline double reflected_gaussian(const GaussianTaps& taps, Index 
     return weight;
 }
 
-// Row: an impulse of a frame. Columns: height entries of its profile along y, then width entries along x.
+// Row: an impulse of a frame. Columns: the pixels that the taps reach from it, along x and then along y.
 struct GaussianProfiles {
     const std::int32_t* positions;  // [frames, impulses, 2] x, y in pixels
-    float* profiles;                // [frames, impulses, height + width]
+    float* profiles;                // [frames, impulses, 2 (x, y), 199], centred on the impulse
     Index impulses, height, width;
     GaussianTaps taps;
 
@@ -60,10 +60,12 @@ struct GaussianProfiles {
         const Index x = positions[2 * row], y = positions[2 * row + 1];
         const bool active = 0 <= x && x < width && 0 <= y && y < height && !overwritten(row);
         for (Index column = begin; column < end; ++column) {
-            const double weight = !active           ? 0.0
-                                  : column < height ? reflected_gaussian(taps, column, y, height)
-                                                    : reflected_gaussian(taps, column - height, x, width);
-            profiles[row * (height + width) + column] = static_cast<float>(weight);
+            const bool along_x = column < kGaussianTaps;
+            const Index from = along_x ? x : y, length = along_x ? width : height;
+            const Index at = from + column % kGaussianTaps - kGaussianRadius;
+            const bool inside = active && 0 <= at && at < length;
+            const double weight = inside ? reflected_gaussian(taps, at, from, length) : 0.0;
+            profiles[row * 2 * kGaussianTaps + column] = static_cast<float>(weight);
         }
     }
 
@@ -83,28 +85,28 @@ struct GaussianProfiles {
 struct GaussianSplat {
     const std::int32_t* positions;  // [frames, impulses, 2] x, y in pixels
     const float* values;            // [frames, impulses, 2]
-    const float* profiles;          // [frames, impulses, height + width]
+    const float* profiles;          // [frames, impulses, 2 (x, y), 199]
     float* flow;                    // [frames, 2, height, width]
     Index impulses, height, width;
 
     DISPOSE_TARGET void operator()(Index row, Index begin, Index end) const {
         const Index frame = row / height, y = row % height;
-        float* __restrict__ const flow_x = flow + (2 * frame * height + y) * width;
-        float* __restrict__ const flow_y = flow_x + height * width;
+        float* const flow_x = flow + (2 * frame * height + y) * width;
+        float* const flow_y = flow_x + height * width;
         for (Index x = begin; x < end; ++x) flow_x[x] = 0;
         for (Index x = begin; x < end; ++x) flow_y[x] = 0;
         for (Index impulse = frame * impulses; impulse < (frame + 1) * impulses; ++impulse) {
-            const float* const profile = profiles + impulse * (height + width);
-            if (profile[y] == 0) continue;
-            const float value_x = profile[y] * values[2 * impulse], value_y = profile[y] * values[2 * impulse + 1];
-            // Beyond the reach of the taps the profile along x is 0.
-            const Index at = positions[2 * impulse];
-            const Index first = at - kGaussianRadius > begin ? at - kGaussianRadius : begin;
-            const Index last = at + kGaussianRadius + 1 < end ? at + kGaussianRadius + 1 : end;
-            for (Index x = first; x < last; ++x) {
-                flow_x[x] += value_x * profile[height + x];
-                flow_y[x] += value_y * profile[height + x];
-            }
+            const Index left = positions[2 * impulse] - kGaussianRadius;
+            const Index top = positions[2 * impulse + 1] - kGaussianRadius;
+            if (y < top || y >= top + kGaussianTaps) continue;
+            const float* const along_x = profiles + impulse * 2 * kGaussianTaps;
+            const float weight = along_x[kGaussianTaps + y - top];
+            const float value_x = weight * values[2 * impulse], value_y = weight * values[2 * impulse + 1];
+            const Index first = left > begin ? left : begin;
+            const Index last = left + kGaussianTaps < end ? left + kGaussianTaps : end;
+            // One channel at a time: lines of both lie at the same offset in their pages, which stalls mixed writes.
+            for (Index x = first; x < last; ++x) flow_x[x] += value_x * along_x[x - left];
+            for (Index x = first; x < last; ++x) flow_y[x] += value_y * along_x[x - left];
         }
     }
 };
@@ -112,11 +114,11 @@ struct GaussianSplat {
 // Positions outside the image are ignored; of several impulses at one pixel the last one counts.
 inline Status splat_gaussian_flow(const std::int32_t* positions,  // [frames, impulses, 2] x, y in pixels
                                   const float* values,            // [frames, impulses, 2] x, y
-                                  float* profiles,                // [frames, impulses, height + width] scratch
+                                  float* profiles,                // [frames, impulses, 2, 199] scratch
                                   float* flow,                    // [frames, 2, height, width]
                                   Index frames, Index impulses, Index height, Index width, Stream stream) {
     const GaussianProfiles measure{positions, profiles, impulses, height, width, gaussian_taps()};
-    if (const Status error = parallel_for(frames * impulses, height + width, stream, measure)) return error;
+    if (const Status error = parallel_for(frames * impulses, 2 * kGaussianTaps, stream, measure)) return error;
     const GaussianSplat splat{positions, values, profiles, flow, impulses, height, width};
     return parallel_for(frames * height, width, stream, splat);
 }

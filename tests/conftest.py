@@ -61,3 +61,29 @@ def golden_trace(golden_engines: Callable[..., Path]) -> Callable[..., Trace]:
         return traces[name, precision]
 
     return run
+
+
+@pytest.fixture(scope="session")
+def toy_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo's checkpoint, whose pose networks find puppets and nothing else."""
+    from export.toy_checkpoint import write_toy_checkpoint
+
+    if kept := os.environ.get("DISPOSE_RT_TOY_CHECKPOINT"):
+        return Path(kept)
+    return write_toy_checkpoint(tmp_path_factory.mktemp("toy") / "checkpoint")
+
+
+@pytest.fixture(scope="session")
+def toy_engines(toy_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[int, int], Path]:
+    """`toy_engines(width, height)` builds (once) toy engines with tiles of 4 frames beside those of other sizes."""
+    from export.build_engines import build_engines
+
+    kept = os.environ.get("DISPOSE_RT_TOY_ENGINES")
+    root = Path(kept) if kept else tmp_path_factory.mktemp("toy-engines")
+
+    def build(width: int, height: int) -> Path:
+        output = root / f"{width}x{height}"
+        build_engines(toy_checkpoint, output, size=(width, height), tile=4, chunk=3)
+        return output
+
+    return build

@@ -82,10 +82,11 @@ def test_an_image_of_the_right_size_stays_as_it_is():
 
 def test_the_centre_is_kept_and_half_pixels_go_to_the_even_side():
     stripes = np.repeat(np.arange(67, dtype=np.uint8)[None, :, None], 64, axis=0).repeat(3, axis=2)
-    # 67 columns for 64: offset 1.5 becomes 2.
-    assert fit_reference(stripes, 64, 64)[0, [0, -1], 0].tolist() == [2, 65]
-    # 65 columns for 64: offset 0.5 becomes 0.
-    assert fit_reference(stripes[:, :65], 64, 64)[0, [0, -1], 0].tolist() == [0, 63]
+    # 67 columns for 64: offset 1.5 becomes 2. 65 columns for 64: offset 0.5 becomes 0. Rows likewise.
+    for size, ends in ((67, [2, 65]), (65, [0, 63])):
+        wide = stripes[:, :size]
+        assert fit_reference(wide, 64, 64)[0, [0, -1], 0].tolist() == ends
+        assert fit_reference(wide.transpose(1, 0, 2), 64, 64)[[0, -1], 0, 0].tolist() == ends
 
 
 def test_the_truncated_round_trip_lowers_the_published_levels():

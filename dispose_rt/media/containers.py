@@ -128,7 +128,7 @@ def _explain(path: Path, error: Exception) -> str:
 def _find_stream(container: Any, path: Path) -> Any:
     """First video stream that is not a cover picture."""
     for stream in container.streams.video:
-        if not int(stream.disposition) & _ATTACHED_PICTURE and stream.codec_context is not None:
+        if not stream.disposition.value & _ATTACHED_PICTURE and stream.codec_context is not None:
             stream.thread_type = "AUTO"
             return stream
     kinds = sorted({stream.type for stream in container.streams}) or ["nothing"]

@@ -110,22 +110,23 @@ def _read_file(path: Path) -> U8:
 
 
 def _decode_file(data: bytes, path: Path) -> U8:
-    """Decode with OpenCV, which applies EXIF orientation itself except where the alpha channel is kept."""
-    pixels, orientation = _decode_transparent(data), exif_orientation(data)
+    """Decode with OpenCV, but turn PNG and WebP upright here: OpenCV does so in some versions, and never with alpha."""
+    flags, pixels = cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH, None
+    if data.startswith(_PNG) or data[8:12] == b"WEBP":
+        flags |= cv2.IMREAD_IGNORE_ORIENTATION
+        pixels = _decode_transparent(data)
     if pixels is None:
-        pixels, orientation = _decode(data, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH), UPRIGHT
+        pixels = _decode(data, flags)
     if pixels is None:
         raise InputError(_refusal(data, path))
     if pixels.dtype not in (np.uint8, np.uint16):
         raise InputError(f"the image {path} holds {pixels.dtype} values; save it with 8 or 16 bits per channel")
     order = [2, 1, 0, 3][: pixels.shape[2]]  # OpenCV answers BGR or BGRA
-    return orientation.apply(_to_rgb(_to_u8(pixels[:, :, order])))
+    return exif_orientation(data).apply(_to_rgb(_to_u8(pixels[:, :, order])))
 
 
 def _decode_transparent(data: bytes) -> NDArray[Any] | None:
-    """BGRA pixels of a PNG or WebP file with an alpha channel. (In other formats a fourth channel can be ink.)"""
-    if not (data.startswith(_PNG) or data[8:12] == b"WEBP"):
-        return None
+    """BGRA pixels of a file with an alpha channel. (Only for formats whose fourth channel cannot be ink.)"""
     pixels = _decode(data, cv2.IMREAD_UNCHANGED)
     return pixels if pixels is not None and pixels.ndim == 3 and pixels.shape[2] == 4 else None
 
@@ -142,12 +143,21 @@ def _decode(data: bytes, flags: int) -> NDArray[Any] | None:
 @contextmanager
 def _quiet_opencv() -> Iterator[None]:
     """Keep OpenCV from logging to the terminal about a file for which we raise an error of our own."""
-    logging = cv2.utils.logging
-    level = logging.setLogLevel(logging.LOG_LEVEL_SILENT)
+    level = _set_log_level(0)
     try:
         yield
     finally:
-        logging.setLogLevel(level)
+        _set_log_level(level)
+
+
+def _set_log_level(level: int) -> int:
+    """Return the level that was set before; 0 is silence."""
+    opencv: Any = cv2
+    if hasattr(opencv, "getLogLevel"):  # OpenCV up to 4.12
+        before = int(opencv.getLogLevel())
+        opencv.setLogLevel(level)
+        return before
+    return int(opencv.utils.logging.setLogLevel(level))
 
 
 def _check_complete(data: bytes, path: Path) -> None:

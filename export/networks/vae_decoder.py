@@ -48,7 +48,7 @@ def build_vae_decoder(weights: Weights) -> VaeDecoder:
     """
     with torch.device("meta"):
         autoencoder = AutoencoderKLTemporalDecoder.from_config(dict(weights.configs["svd_vae"]))
-    part = nn.ModuleDict({"decoder": autoencoder.decoder})
-    unused = autoencoder.state_dict().keys() - part.state_dict().keys()
-    load_strict(part, weights.svd_vae(), weights.source("svd_vae"), unused)
-    return VaeDecoder(autoencoder.decoder, autoencoder.config.scaling_factor).eval()
+    decoder = VaeDecoder(autoencoder.decoder, autoencoder.config.scaling_factor)
+    unused = autoencoder.state_dict().keys() - decoder.state_dict().keys()
+    load_strict(decoder, weights.svd_vae(), weights.source("svd_vae"), unused)
+    return decoder.eval()

@@ -289,6 +289,19 @@ def test_file_formats(layout: Path) -> None:
     assert checkpoint.cmp().keys() == {"a.weight", "a.bias"}
 
 
+def test_training_checkpoint_in_the_old_format(layout: Path) -> None:
+    """CMP's file was written by a training loop: beside the ordered state dict lie the step and the optimizer."""
+    module = nn.DataParallel(Pair())
+    optimizer = torch.optim.Adam(module.parameters(), lr=0.1)
+    sum(parameter.sum() for parameter in module.parameters()).backward()
+    optimizer.step()
+    content = {"step": 42000, "state_dict": module.state_dict(), "optimizer": optimizer.state_dict()}
+    torch.save(content, layout / FILES["cmp"].paths[0], _use_new_zipfile_serialization=False)
+    loaded = Pair()
+    load_strict(loaded, Checkpoint(layout).cmp(), "cmp")
+    assert torch.equal(loaded.linear.weight, module.module.linear.weight)
+
+
 def test_names_without_a_prefix(layout: Path) -> None:
     """MimicMotion's file holds other models too; in CMP's a foreign name must not be overlooked."""
     tensor = torch.zeros(1)

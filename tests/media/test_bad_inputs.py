@@ -181,14 +181,14 @@ def test_a_mistake_gets_a_typed_error_with_cause_and_remedy(case: Case, tmp_path
 
 @pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="needs a folder in which not even root may create files")
 def test_a_folder_that_nobody_may_write_to() -> None:
-    with pytest.raises(InputError, match="cannot be written: .*choose a folder"):
+    with pytest.raises(InputError, match=r"cannot be written: .*choose a folder"):
         check_output_path("/proc/self/out.mp4")
 
 
 @pytest.mark.parametrize("part", [0.1, 0.5, 0.9])
 def test_an_mp4_without_its_index(make_clip: ClipMaker, cut: Callable[[Path, float], Path], part: float) -> None:
     clip = make_clip("recorded.mp4", numbered_frames(40))  # the index is written last
-    with pytest.raises(InputError, match="'moov'.*stopped early.*Get the whole file"):
+    with pytest.raises(InputError, match=r"'moov'.*stopped early.*Get the whole file"):
         open_video(cut(clip, part))
 
 
@@ -205,5 +205,5 @@ def test_a_recording_closed_before_its_first_frame(tmp_path: Path) -> None:
         stream = container.add_stream("libx264", rate=30)
         stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"
         container.start_encoding()
-    with pytest.raises(InputError, match="no video stream .*nothing was recorded"):
+    with pytest.raises(InputError, match=r"no video stream .*nothing was recorded"):
         open_video(tmp_path / "zero.mp4")

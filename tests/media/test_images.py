@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from dispose_rt.errors import InputError
-from dispose_rt.media import PilImage, read_image
+from dispose_rt.media import PilImage, images, read_image
 
 Golden = Callable[[str], dict[str, NDArray[Any]]]
 RNG_SHAPE = (24, 40, 3)
@@ -218,13 +218,12 @@ def test_truncated_files_are_refused_quietly(
 
 
 def test_decoding_leaves_opencv_logging_as_it_was(photo: Path, tmp_path: Path) -> None:
-    logging = cv2.utils.logging
-    before = logging.setLogLevel(logging.LOG_LEVEL_ERROR)
+    before = images._set_log_level(2)
     try:
         read_image(photo)
         (tmp_path / "no.png").write_bytes(b"no picture")
         with pytest.raises(InputError):
             read_image(tmp_path / "no.png")
-        assert logging.getLogLevel() == logging.LOG_LEVEL_ERROR
+        assert images._set_log_level(2) == 2
     finally:
-        logging.setLogLevel(before)
+        images._set_log_level(before)

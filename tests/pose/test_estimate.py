@@ -20,7 +20,8 @@ def case_boxes(case):
     """The stored boxes, or the whole image where the detector found none."""
     arrays = load_golden("dwpose")
     height, width = arrays[f"{case}.image"].shape[:2]
-    return arrays[f"{case}.boxes"].reshape(-1, 4) if arrays[f"{case}.boxes"].size else np.array([[0.0, 0, width, height]])
+    boxes = arrays[f"{case}.boxes"].reshape(-1, 4)
+    return boxes if len(boxes) else np.array([[0.0, 0, width, height]])
 
 
 def case_crops(case):
@@ -84,14 +85,8 @@ def test_the_estimator_runs_once_per_person(case):
     assert not engine.answers
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_the_published_networks_give_the_published_pose(case, detector, estimator):
-    image = load_golden("dwpose")[f"{case}.image"]
-    check_network_pose(estimator.estimate(image, detector.detect(image)), read_pose("dwpose", f"{case}."))
-
-
 @pytest.mark.parametrize("case", E2E_CASES)
-def test_the_published_networks_give_the_published_clip(case, detector, estimator):
+def test_the_golden_networks_give_the_published_poses(case, detector, estimator):
     arrays = load_golden("e2e")
     count, step = int(arrays[f"{case}.config"][0]), int(arrays[f"{case}.config"][5])
     stored = dict(zip(arrays["drive_frame_index"].tolist(), arrays["drive_frames"], strict=True))

@@ -1,0 +1,171 @@
+"""Prints how much faster the compiled kernels are than plain implementations of the reference's algorithms.
+
+    python benchmarks/stages.py
+
+Both sides of a ratio take the same inputs, run in the same process on one thread, and their results are compared. Times
+are that thread's processor seconds, the best of several rounds. The plain point scatter holds the enlarged feature map as the reference code does: 3 GB.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+
+from dispose_rt.appearance import joint_embeddings, point_features
+from dispose_rt.kernels import POINT_LEVEL_FACTORS
+from dispose_rt.motion import joint_tracks_px, trajectory_flow
+from dispose_rt.types import F32, JOINTS, Track
+
+WIDTH, HEIGHT, FRAMES = 576, 1024, 16
+DIFT_CHANNELS, LEVEL_CHANNELS = 1280, (320, 640, 1280, 1280)
+PLAIN_ROUNDS, OUR_ROUNDS = 3, 15
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """Seconds of a plain implementation and of ours, for the same result."""
+
+    name: str
+    plain_s: float
+    ours_s: float
+    largest_difference: float
+
+    @property
+    def speedup(self) -> float:
+        return self.plain_s / self.ours_s
+
+    def __str__(self) -> str:
+        return (
+            f"{self.name:<16} plain {self.plain_s:8.4f} s   ours {self.ours_s:8.4f} s   {self.speedup:6.0f}x   "
+            f"largest difference {self.largest_difference:.1e}"
+        )
+
+
+def main() -> None:
+    """Run the benchmark."""
+    print(f"kernels, {FRAMES} frames of {WIDTH}x{HEIGHT}, one thread:")
+    for ratio in kernel_ratios():
+        print(f"  {ratio}")
+
+
+def kernel_ratios() -> list[Ratio]:
+    """Measure the trajectory flow and the point scatter against their plain implementations."""
+    cv2.setNumThreads(1)
+    track = dancing_track()
+    features = np.random.default_rng(1).standard_normal((1, DIFT_CHANNELS, HEIGHT // 16, WIDTH // 16), dtype=np.float32)
+    encoder = SlicingEncoder()
+
+    def our_points() -> tuple[F32, ...]:
+        embeddings = joint_embeddings(features, track, HEIGHT, WIDTH)
+        return point_features(track, embeddings, encoder, HEIGHT, WIDTH)
+
+    return [
+        _compare("trajectory flow", lambda: (plain_trajectory_flow(track),), lambda: (_our_flow(track),)),
+        _compare("point scatter", lambda: plain_point_features(track, features[0]), our_points),
+    ]
+
+
+def _our_flow(track: Track) -> F32:
+    return trajectory_flow(track, HEIGHT, WIDTH)
+
+
+def _compare(name: str, plain: Callable[[], tuple[F32, ...]], ours: Callable[[], tuple[F32, ...]]) -> Ratio:
+    plain_s, expected = _best_of(PLAIN_ROUNDS, plain)
+    ours_s, got = _best_of(OUR_ROUNDS, ours)
+    difference = max(float(np.abs(one - other).max()) for one, other in zip(got, expected, strict=True))
+    if not difference < 1e-5:
+        raise RuntimeError(f"{name}: the two implementations differ by {difference}; their times mean nothing")
+    return Ratio(name, plain_s, ours_s, difference)
+
+
+def _best_of(rounds: int, run: Callable[[], tuple[F32, ...]]) -> tuple[float, tuple[F32, ...]]:
+    best = float("inf")
+    result: tuple[F32, ...] = ()
+    for _ in range(rounds):
+        start = time.thread_time()
+        result = run()
+        best = min(best, time.thread_time() - start)
+    return best, result
+
+
+def dancing_track() -> Track:
+    """A person as tall as the image who moves by a few per cent per frame; one joint in twenty is missing."""
+    rng = np.random.default_rng(0)
+    standing = np.stack([rng.uniform(0.3, 0.7, JOINTS), rng.uniform(0.1, 0.95, JOINTS)], axis=-1)
+    steps = rng.normal(0, 0.01, (FRAMES, JOINTS, 2))
+    return Track(standing + np.cumsum(steps, axis=0), rng.random((FRAMES, JOINTS)) > 0.05)
+
+
+class SlicingEncoder:
+    """Stands in for the point encoder, which is no kernel: level i is the first channels of the embedding."""
+
+    name = "point_encoder"
+
+    def run(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """Answer the first channels."""
+        rows = inputs["embeddings"]
+        return {f"point_features_{i}": np.ascontiguousarray(rows[:, :c]) for i, c in enumerate(LEVEL_CHANNELS)}
+
+    def max_batch(self, dimension: str) -> int:
+        """As many as the engines take by default."""
+        return 256
+
+    def close(self) -> None:
+        """Nothing to free."""
+
+
+def plain_trajectory_flow(track: Track) -> F32:
+    """Assign impulses to a map of the image's size, then run a 199 x 199 filter over it, frame by frame, in float64."""
+    joints_px = joint_tracks_px(track, HEIGHT, WIDTH)
+    column = cv2.getGaussianKernel(199, 20)
+    kernel = column @ column.T
+    flow = np.zeros((FRAMES - 1, HEIGHT, WIDTH, 2))
+    for frame in range(FRAMES - 1):
+        for joint in range(JOINTS):
+            if track.visible[frame, joint]:
+                x, y = joints_px[frame, joint].astype(int)
+                flow[frame, y, x] = joints_px[frame + 1, joint] - joints_px[frame, joint]
+        flow[frame] = cv2.filter2D(flow[frame], -1, kernel, borderType=cv2.BORDER_REFLECT_101)
+    return np.ascontiguousarray(flow.transpose(0, 3, 1, 2), dtype=np.float32)
+
+
+def plain_point_features(track: Track, features: F32) -> tuple[F32, ...]:
+    """Enlarge the whole map, read it at the joints, then average, mask and resize whole grids, frame by frame."""
+    enlarged = np.stack([cv2.resize(channel, (HEIGHT, WIDTH)) for channel in features])
+    embeddings = np.zeros((JOINTS, len(features)), np.float32)
+    for joint in np.flatnonzero(track.visible[0]):
+        x, y = track.joints[0, joint]
+        row, column = min(max(int(y * WIDTH), 0), WIDTH - 1), min(max(int(x * HEIGHT), 0), HEIGHT - 1)
+        embeddings[joint] = enlarged[:, row, column]
+    frames = [_plain_pyramid(track, embeddings, frame) for frame in range(FRAMES)]
+    return tuple(np.stack(level) for level in zip(*frames, strict=True))
+
+
+def _plain_pyramid(track: Track, embeddings: F32, frame: int) -> list[F32]:
+    """The four levels of one frame."""
+    rows, columns = HEIGHT // 16, WIDTH // 16
+    grid = np.zeros((embeddings.shape[1], rows, columns), np.float32)
+    count = np.zeros((rows, columns), np.float32)
+    for joint in np.flatnonzero(track.visible[frame]):
+        x, y = track.joints[frame, joint]
+        if x >= 0 and y >= 0:
+            row, column = min(int(y * rows), rows - 1), min(int(x * columns), columns - 1)
+            grid[:, row, column] += embeddings[joint]
+            count[row, column] += 1
+    occupied = (count > 0).astype(np.float32)
+    grid *= occupied / np.maximum(count, 1)
+    levels = []
+    for channels, factor in zip(LEVEL_CHANNELS, POINT_LEVEL_FACTORS, strict=True):
+        size = (columns // factor, rows // factor)
+        level = np.stack([cv2.resize(channel, size) for channel in grid[:channels]])
+        levels.append(level * cv2.resize(occupied, size, interpolation=cv2.INTER_NEAREST))
+    return levels
+
+
+if __name__ == "__main__":
+    main()
