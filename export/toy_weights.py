@@ -1,14 +1,14 @@
-"""Made-up weights of the toy checkpoint: seeded random numbers, with lanes through the networks that carry the picture.
+"""Made-up weights of the toy checkpoint: seeded random numbers, and lanes through the networks that carry the picture.
 
-Random networks of this depth turn every input into the same noise. So that a demo shows its reference and its dance, a few
-channels (lanes) of the autoencoder, of PoseNet and of the UNet are set by hand. Everything beside the lanes is random, and
-leaks into them.
+Random networks of this depth turn every input into the same noise. So that a demo shows its reference and its dance, a
+few channels (lanes) of the autoencoder, of PoseNet and of the UNet are set by hand. Everything beside the lanes is
+random, and leaks into them.
 
-- The VAE encoder's lanes are red, green and blue, averaged over 8 x 8 pixels; the decoder's lanes bring them back, blurred.
+- The VAE encoder's lanes are red, green and blue, averaged over 8 x 8 pixels; the decoder's lanes bring them back.
 - The UNet's lanes are the noisy latents u and the image latents z. It predicts v = a (u - z) plus what the random rest
   says. With sigma = tan(theta), a sampler of v-predictions integrates du / dtheta = v from pi / 2 down to 0, so u is
   drawn to z.
-- PoseNet's lanes carry the drawn pose, which is added to z. ControlNet residuals reach all channels, lanes included.
+- PoseNet's lanes carry the drawn pose, which is added to z. ControlNet residuals reach all channels, lanes as well.
 
 Group norms stand in the way: each brings a lane to mean 0 and variance 1. In the encoder, constant channels of the same
 group keep the scale; elsewhere the picture is stretched to full contrast. SiLUs are passed at +6, where they are nearly
@@ -140,7 +140,7 @@ def _lay_pose_lanes(tensors: Tensors) -> None:
             pose_net.route(layer, colour, {}, bias=1.0 if layer == "conv_layers.0" else 0.0)
             pose_net[f"{layer}.weight"][colour, colour] = kernel * (1.0 if layer == "conv_layers.0" else _POSE_GAIN)
     for colour in _COLOURS:
-        pose_net.mix("final_proj", 4 + colour, {colour: _POSE_BRIGHTNESS}, bias=0.0)
+        pose_net.route("final_proj", 4 + colour, {colour: _POSE_BRIGHTNESS})
 
 
 def _halving_kernel(size: int) -> Tensor:

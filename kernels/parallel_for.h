@@ -1,6 +1,6 @@
-// One source for two targets. Every kernel is a functor over spans of a row, and `parallel_for` runs it:
-// on the CPU a row is one span, so that inner loops vectorise; on a GPU every column is a span of its own, one thread
-// each. Kernels gather: a cell is written by exactly one call, so results have the same bits every run.
+// One source for two targets. Every kernel is a functor over spans of a row, and `parallel_for` runs it: on the CPU a
+// row is one span, so that inner loops vectorise; on a GPU every column is a span of its own, one thread each.
+// Kernels gather: a cell is written by exactly one call, so results have the same bits every run.
 //
 // This is the only file that knows which target is being compiled.
 #pragma once
@@ -59,8 +59,9 @@ namespace dispose_rt {
 
 inline constexpr const char* kTarget = "cpu";
 
-// Call body(row, 0, columns) for every row. One thread: the kernels are memory-bound and a small part of a run, and an
-// OpenMP runtime of ours would compete with the threads of the inference engine.
+// Call body(row, 0, columns) for every row. One thread: the kernels are
+// memory-bound and a small part of a run, and an OpenMP runtime of ours would compete with the threads of the inference
+// engine.
 template <typename Body>
 Status parallel_for(Index rows, Index columns, Stream /*stream*/, const Body& body) {
     if (columns == 0) return nullptr;

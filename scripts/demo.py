@@ -41,8 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--output", type=Path, default=Path("out"), metavar="DIR", help="folder to write (default: out)"
     )
-    parser.add_argument("--frames", type=int, default=32, help="frames of the driving video (default: 32)")
-    parser.add_argument("--steps", type=int, default=10, help="Euler steps (default: 10)")
+    parser.add_argument("--frames", type=int, default=24, help="frames of the driving video (default: 24)")
+    parser.add_argument("--steps", type=int, default=8, help="Euler steps (default: 8)")
     arguments = parser.parse_args(argv)
     output: Path = arguments.output
     try:
