@@ -58,8 +58,8 @@ class Animator:
     """Animates photos with the engines of one directory.
 
     Args:
-        engine_dir: a directory that `export/build_engines.py` wrote, or a parent of several, of which every run takes the
-            one whose aspect ratio is nearest to its reference's.
+        engine_dir: a directory that `export/build_engines.py` wrote, or a parent of several, of which every run takes
+            the one whose aspect ratio is nearest to its reference's.
         device: "auto" or "cpu".
 
     Raises:
@@ -119,8 +119,15 @@ class Animator:
         Args:
             ref: path, uint8 [height, width, 3] RGB array, or PIL image.
             video: path, or any iterable of uint8 [height, width, 3] RGB frames.
-            steps, guidance_scale, overlap, stride, seed, fps, controls, noise_aug_strength, motion_bucket_id: see
-                `Settings`.
+            steps: Euler steps, 1..1000.
+            guidance_scale: classifier-free guidance, 1..100; at 1 the conditional half alone.
+            overlap: frames that neighbouring tiles share, 0..tile - 2.
+            stride: every `stride * max(1, int(source fps / 24))`-th source frame is used.
+            seed: of the default noise.
+            fps: frame rate of the result; None keeps the speed of the source.
+            controls: guidance signals that are on, any of "motion" and "points".
+            noise_aug_strength: standard deviation of noise added to the reference before the VAE, 0..1.
+            motion_bucket_id: Stable Video Diffusion's amount-of-motion id, 0..1023.
             noise: `(name, shape) -> float32 array` instead of the draws from `seed`; see `noise.NoiseSource`.
             output: mp4 to write as well, frame by frame while decoding goes on.
             progress: True for a line in the terminal, False for silence, or a callable (stage, done, total).

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -134,7 +135,7 @@ def _with_reference_slot(flow: F32, start: int, stop: int) -> F32:
 def run_in_batches(
     engine: Engine,
     count: int,
-    batch: Callable[[int, int], Mapping[str, NDArray[np.generic]]],
+    batch: Callable[[int, int], Mapping[str, NDArray[Any]]],
     output: str,
 ) -> Features:
     """Run a per-frame network over `count` frames, as many at a time as it takes, and join one output."""

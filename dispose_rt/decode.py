@@ -15,8 +15,8 @@ from .types import F32, U8
 def decode_frames(latents: F32, vae_decoder: Engine) -> Iterator[U8]:
     """Decode a clip and drop its first frame, which is the reference.
 
-    The decoder mixes the frames of one chunk over time with zero padding, so chunks start at frame 0 and the last one is
-    decoded at its own length: as the reference does.
+    The decoder mixes the frames of one chunk over time with zero padding, so chunks start at frame 0 and the last one
+    is decoded at its own length: as the reference does.
 
     Args:
         latents: float32 [frames, 4, height/8, width/8], straight from the sampler.
@@ -33,8 +33,8 @@ def decode_frames(latents: F32, vae_decoder: Engine) -> Iterator[U8]:
         frames = vae_decoder.run({"latents": np.ascontiguousarray(latents[start : start + chunk])})["frames"]
         if not np.isfinite(frames).all():
             raise EngineError(
-                f"the network vae_decoder answered non-finite values for frames {start}..{start + len(frames) - 1}; its "
-                "precision is too small for these weights. Build the engines with --precision bf16 or fp32."
+                f"the network vae_decoder answered non-finite values for frames {start}..{start + len(frames) - 1}: its "
+                "precision is too small for these weights. Build the engines with --precision fp32."
             )
         pixels = kernels.frames_to_u8(frames)
         yield pixels[1:] if start == 0 else pixels

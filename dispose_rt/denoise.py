@@ -1,9 +1,10 @@
-"""The sampling loop: for each sigma and each tile ControlNet, UNet, accumulate; then one guided Euler step on all frames."""
+"""The sampling loop: per sigma and tile ControlNet, UNet, accumulate; then one guided Euler step on all frames."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +19,7 @@ from .tiles import Tile
 from .timing import Progress
 from .types import F32, Conditions
 
-Tensors = dict[str, NDArray[np.generic]]
+Tensors = dict[str, NDArray[Any]]
 
 
 def initial_latents(noise: NoiseSource, schedule: Schedule, frames: int, sizes: Sizes) -> F32:
@@ -28,7 +29,8 @@ def initial_latents(noise: NoiseSource, schedule: Schedule, frames: int, sizes: 
         float32 [frames, 4, height/8, width/8]. As in the reference, frame k and frame k + tile start equal.
     """
     tile_noise = draw_checked(noise, "latents", (1, sizes.tile, 4, sizes.height // 8, sizes.width // 8))[0]
-    return tile_noise[np.arange(frames) % sizes.tile] * schedule.init_noise_sigma
+    start: F32 = tile_noise[np.arange(frames) % sizes.tile] * schedule.init_noise_sigma
+    return start
 
 
 @dataclass(frozen=True)
@@ -91,10 +93,9 @@ class Denoiser:
             EngineError: a network answered non-finite values.
             Cancelled: the caller asked to stop.
         """
-        latents = latents.copy()
+        scaled = latents / schedule.input_divisor(0)
         total = schedule.steps * len(tiles)
         for step in range(schedule.steps):
-            scaled = latents * schedule.input_scale(step)
             sums = np.zeros((2, *latents.shape), np.float32)
             weights = np.zeros(len(latents), np.float32)
             for number, tile in enumerate(tiles):
@@ -103,7 +104,7 @@ class Denoiser:
                 progress.step("denoise", step * len(tiles) + number + 1, total)
             self._check_finite(sums, step)
             latents = kernels.guided_euler_step(
-                latents, sums, weights, guidance_scale, schedule.sigmas[step], schedule.sigmas[step + 1]
+                latents, sums, weights, guidance_scale, schedule.sigmas[step], schedule.sigmas[step + 1], scaled
             )
             observe("denoise_step", StepTrace(step, sums, weights, latents))
         return latents
@@ -126,13 +127,14 @@ class Denoiser:
             motion = {"motion_features": conditions.motion_features[tile.frames]}
             residuals = self._controlnet.run(common | motion | points)
         pose = {"pose_latents": conditions.pose_latents[tile.frames]}
-        return self._unet.run(common | pose | residuals)["noise_pred"]
+        prediction: F32 = self._unet.run(common | pose | residuals)["noise_pred"]
+        return prediction
 
     def _check_finite(self, sums: F32, step: int) -> None:
         if not np.isfinite(sums).all():
             raise EngineError(
                 f"the denoising networks answered non-finite values in step {step}; their precision is too small for "
-                "these weights. Build the engines with --precision bf16 or fp32."
+                "these weights. Build the engines with --precision fp32."
             )
 
 

@@ -28,7 +28,7 @@ class EngineDirectories:
             check_files(manifest)
 
     def pick(self, width: int, height: int) -> Manifest:
-        """Return the directory whose aspect ratio is nearest to an image's; the larger one where two are equally near."""
+        """Return the directory whose aspect ratio is nearest to an image's; the larger one of two equally near."""
         if not width or not height:
             raise ManifestError("an image without pixels has no aspect ratio")
         aspect = math.log(width / height)

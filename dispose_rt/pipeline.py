@@ -234,4 +234,3 @@ def _warn_missing(missing: Sequence[int], step: int) -> None:
     more = f" and {len(missing) - 20} more" if len(missing) > 20 else ""
     message = f"nobody was found in the video's frames {frames}{more}; the pose of the nearest frame stands in there"
     warnings.warn(message, InputWarning, stacklevel=2)
-

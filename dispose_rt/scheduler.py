@@ -49,11 +49,11 @@ class Schedule:
     @property
     def init_noise_sigma(self) -> np.float32:
         """Standard deviation of the start: sqrt(sigma_max^2 + 1)."""
-        return np.float32((float(self.sigmas[0]) ** 2 + 1) ** 0.5)
+        return self.input_divisor(0)
 
-    def input_scale(self, step: int) -> np.float32:
-        """What the latents are multiplied by before the networks read them: 1 / sqrt(sigma^2 + 1)."""
-        return np.float32(1 / (float(self.sigmas[step]) ** 2 + 1) ** 0.5)
+    def input_divisor(self, step: int) -> np.float32:
+        """What the latents are divided by before the networks read them: sqrt(sigma^2 + 1)."""
+        return np.float32((float(self.sigmas[step]) ** 2 + 1) ** 0.5)
 
 
 def karras_schedule(steps: int, constants: SchedulerConstants) -> Schedule:

@@ -82,4 +82,4 @@ class Conditions:
     added_time_ids: F32  # [1, 3] = fps - 1, motion bucket, noise augmentation strength
     pose_latents: Features  # [frames, c0, height/8, width/8]
     motion_features: Features  # [frames, c0, height/8, width/8]
-    point_features: tuple[Features, Features, Features, Features]  # [frames, c_i, ...] at 1/16, 1/32, 1/64, 1/64
+    point_features: tuple[Features, ...]  # four levels, [frames, c_i, ...] at 1/16, 1/32, 1/64, 1/64

@@ -2,8 +2,8 @@
 
     python export/build_engines.py --weights WEIGHTS --output engines/576x1024 --size 576x1024
 
-For every network: load -> trace -> simplify -> verify against PyTorch -> write; then the manifest. Finished networks are
-kept when a build is interrupted, and are not built again while nothing that went into them has changed.
+For every network: load -> trace -> simplify -> verify against PyTorch -> write; then the manifest. Finished networks
+are kept when a build is interrupted, and are not built again while nothing that went into them has changed.
 """
 
 from __future__ import annotations

@@ -33,8 +33,8 @@ from .onnx_export import OPSET
 from .verify import TOLERANCES
 
 FLOAT32_ALWAYS = ("person_detector", "pose_estimator", "dift", "cmp_image_encoder", "cmp_flow_decoder", "vae_encoder")
-"""Networks that compute in float32 in every precision. The detectors are published that way; the reference falls back to
-float32 in CMP; DIFT and the VAE encoder run once per clip, and the VAE's configuration warns of half precision."""
+"""Networks that compute in float32 in every precision. The detectors are published that way; the reference falls back
+to float32 in CMP; DIFT and the VAE encoder run once per clip, and the VAE's configuration warns of half precision."""
 
 
 @dataclass(frozen=True)

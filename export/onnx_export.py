@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from dispose_rt.contract import NetworkSpec, Sizes, TensorSpec
@@ -19,8 +20,8 @@ EXTERNAL_DATA_BYTES = 1 << 30
 
 TORCH_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
-_ADDED_TIME_IDS = (6.0, 127.0, 0.0)
-_TIMESTEP = 0.9  # 0.25 ln sigma in the middle of a usual schedule
+_CONSTANTS = {"added_time_ids": [[6.0, 127.0, 0.0]], "timestep": [0.9]}
+"""What is not drawn: the published ids, and 0.25 ln sigma in the middle of a usual schedule."""
 
 
 def sample_inputs(
@@ -44,11 +45,9 @@ def sample_inputs(
     return samples
 
 
-def _sample(tensor: TensorSpec, shape: tuple[int, ...], random: np.random.Generator) -> np.ndarray:  # type: ignore[type-arg]
-    if tensor.name == "added_time_ids":
-        return np.array([_ADDED_TIME_IDS], np.float32)
-    if tensor.name == "timestep":
-        return np.array([_TIMESTEP], np.float32)
+def _sample(tensor: TensorSpec, shape: tuple[int, ...], random: np.random.Generator) -> NDArray[np.float32]:
+    if tensor.name in _CONSTANTS:
+        return np.array(_CONSTANTS[tensor.name], np.float32)
     values = random.standard_normal(shape, dtype=np.float32)
     if tensor.name in ("image", "pose_images"):
         return np.tanh(values)
@@ -57,7 +56,7 @@ def _sample(tensor: TensorSpec, shape: tuple[int, ...], random: np.random.Genera
     if tensor.name == "sparse_flow":
         return np.where(np.abs(values) > 2, 10 * values, np.float32(0))
     if tensor.name.startswith("residual_") or tensor.name.endswith("_flow"):
-        return values * np.float32(0.3)
+        values *= np.float32(0.3)
     return values
 
 

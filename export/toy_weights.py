@@ -1,13 +1,14 @@
 """Made-up weights of the toy checkpoint: seeded random numbers, and lanes through the networks that carry the picture.
 
 Random networks of this depth turn every input into the same noise. So that a demo shows its reference and its dance, a
-few channels (lanes) of the autoencoder, of PoseNet and of the UNet are set by hand. Everything beside the lanes is
-random, and leaks into them.
+few channels (lanes) of the autoencoder, of CMP, of PoseNet and of the UNet are set by hand. Everything beside the lanes
+is random, and leaks into them.
 
 - The VAE encoder's lanes are red, green and blue, averaged over 8 x 8 pixels; the decoder's lanes bring them back.
 - The UNet's lanes are the noisy latents u and the image latents z. It predicts v = a (u - z) plus what the random rest
   says. With sigma = tan(theta), a sampler of v-predictions integrates du / dtheta = v from pi / 2 down to 0, so u is
   drawn to z.
+- CMP's lanes spread the motion hints over their neighbourhood; the ControlNet and its motion encoder have no lanes.
 - PoseNet's lanes carry the drawn pose, which is added to z. ControlNet residuals reach all channels, lanes as well.
 
 Group norms stand in the way: each brings a lane to mean 0 and variance 1. In the encoder, constant channels of the same
@@ -25,6 +26,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .networks.cmp import BINS, FLOW_LIMIT_PX
+
 Shapes = dict[str, tuple[int, ...]]
 Tensors = dict[str, Tensor]
 
@@ -40,7 +43,7 @@ _GAINS = (
     ("controlnet_mid_block.", 0.3),
     ("add_embedding.", 3.0),
     ("unet.add_embedding.", 3.0),
-    ("module.flow_decoder.head.", 4.0),
+    ("module.flow_decoder.head.", 0.3),
 )
 """Name prefix -> gain of matrices and kernels where 1 would let a signal die out on its way to the result."""
 
@@ -125,7 +128,7 @@ def _silence_stillness(tensors: Tensors, prefix: str) -> None:
             tensor.zero_()
 
 
-_POSE_GAIN, _POSE_BRIGHTNESS = 1.35, 2.0
+_POSE_GAIN, _POSE_BRIGHTNESS = 1.8, 2.0
 """Gain per layer against the loss in SiLU, which halves what is small; gain of the drawing in the result."""
 
 
@@ -153,6 +156,51 @@ def _halving_kernel(size: int) -> Tensor:
 
 def _lay_motion_lanes(tensors: Tensors) -> None:
     _silence_stillness(tensors, "controlnet_cond_embedding.")
+
+
+_HINT_SHARPNESS = 0.05
+"""Inverse variance, in 1 / px^2, of the distribution over CMP's bins of flow."""
+_IMAGE_CHANNELS, _BRANCH_CHANNELS = 256, 128
+
+
+def _lay_hint_lanes(tensors: Tensors) -> None:
+    """CMP spreads each motion hint over the cells of 32 and 64 pixels that it falls into.
+
+    Four lanes carry the flow to the right, left, down and up, all at least 0: ReLU and max pooling let them pass.
+    """
+    encoder, decoder = _Part(tensors, "module.flow_encoder.features."), _Part(tensors, "module.flow_decoder.")
+    for lane in range(4):
+        axis, sign = divmod(lane, 2)
+        encoder.route("0", lane, {})
+        encoder["0.weight"][lane, axis, 2:4, 2:4] = 1 - 2 * sign  # a hint is in one such window, wherever it is
+        encoder.pass_batch_norm("1", lane)
+        encoder.route("4", lane, {lane: 4.0})  # one of the four cells that are averaged next
+        encoder.pass_batch_norm("5", lane)
+        for scale in (1, 2, 4, 8):
+            first = int(scale > 1)  # behind the pooling layer, where there is one
+            for layer, source in ((first, _IMAGE_CHANNELS + lane), (first + 3, lane), (first + 6, lane)):
+                decoder.route(f"decoder{scale}.{layer}", lane, {source: 1.0})
+                decoder.pass_batch_norm(f"decoder{scale}.{layer + 1}", lane)
+        coarse, coarsest = (number * _BRANCH_CHANNELS + lane for number in (2, 3))
+        # interpolation between cells costs a quarter of the two branches' mean, on average
+        fusions = {"fusion8": {coarse: 0.7, coarsest: 0.7}, "fusion4": {lane: 1.0}, "fusion2": {lane: 1.0}}
+        for fusion, sources in fusions.items():
+            decoder.route(f"{fusion}.0", lane, sources)
+            decoder.pass_batch_norm(f"{fusion}.1", lane)
+    _read_hints_out(decoder)
+
+
+def _read_hints_out(decoder: _Part) -> None:
+    """Logits of a normal distribution around the flow f: -(b - f)^2 / 2, which is linear in f but for a common term."""
+    width = 2 * FLOW_LIMIT_PX / BINS
+    centres = (torch.arange(BINS) + 0.5) * width - FLOW_LIMIT_PX
+    weight, bias = decoder["head.weight"], decoder["head.bias"]
+    weight[:, :4] = 0
+    for axis in range(2):
+        bins = slice(axis * BINS, (axis + 1) * BINS)
+        for sign in range(2):
+            weight[bins, 2 * axis + sign, 0, 0] = (1 - 2 * sign) * _HINT_SHARPNESS * centres
+        bias[bins] = -_HINT_SHARPNESS * centres**2 / 2
 
 
 _PULL = 2.5
@@ -216,6 +264,11 @@ class _Part:
         self[f"{layer}.weight"][channel] = scale
         self[f"{layer}.bias"][channel] = _STRAIGHT
 
+    def pass_batch_norm(self, layer: str, channel: int) -> None:
+        """Leave a channel as it is."""
+        for kind, value in (("weight", 1.0), ("bias", 0.0), ("running_mean", 0.0), ("running_var", 1.0)):
+            self[f"{layer}.{kind}"][channel] = value
+
     def dampen(self, layers: tuple[str, ...], channels: range, factor: float) -> None:
         """Scale what the residual branches of these layers add to channels."""
         branches = (
@@ -246,6 +299,7 @@ class _Part:
 
 
 _LANES: Mapping[str, Callable[[Tensors], None]] = {
+    "cmp": _lay_hint_lanes,
     "svd_vae": _lay_autoencoder_lanes,
     "mimicmotion": _lay_unet_lanes,
     "dispose": _lay_motion_lanes,

@@ -74,7 +74,7 @@ def verify_onnx(
     if missed:
         listed = ", ".join(f"{name} {error:.1e}" for name, error in missed.items())
         raise VerificationError(
-            f"{spec.name}: the exported network differs from PyTorch: relative error {listed}, tolerance {tolerance:.0e}. "
+            f"{spec.name}: it differs from PyTorch: relative error {listed}, allowed {tolerance:.0e}. "
             "The weights may hold values that this precision cannot represent; try --precision fp32."
         )
     return errors

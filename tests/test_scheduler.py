@@ -32,9 +32,9 @@ def test_sigmas_fall_from_the_largest_to_the_smallest(steps):
     np.testing.assert_allclose(sigmas[[0, -2]], [700, 0.002], rtol=1e-5)
 
 
-def test_input_scale_makes_unit_variance():
+def test_the_start_is_scaled_to_unit_variance():
     schedule = karras_schedule(3, SchedulerConstants())
-    assert schedule.input_scale(0) * schedule.init_noise_sigma == pytest.approx(1, abs=1e-6)
+    assert schedule.init_noise_sigma / schedule.input_divisor(0) == 1
 
 
 def test_unsupported_constants_are_refused():

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
-import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
@@ -51,7 +51,7 @@ class OnnxRuntimeEngine:
             different = sorted(theirs.items() ^ ours.items())
             raise EngineError(f"{self.name}: file and contract differ in {different}. Build the directory again.")
 
-    def run(self, inputs: Mapping[str, NDArray[np.generic]]) -> dict[str, NDArray[np.generic]]:
+    def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """See `Engine.run`."""
         if self._session is None:
             raise EngineError(f"the network {self.name} was closed")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +13,7 @@ from ..errors import InputError
 
 
 def check_inputs(
-    spec: NetworkSpec, sizes: Sizes, compute_dtype: str, inputs: Mapping[str, NDArray[np.generic]]
+    spec: NetworkSpec, sizes: Sizes, compute_dtype: str, inputs: Mapping[str, NDArray[Any]]
 ) -> dict[str, int]:
     """Check names, dtypes and shapes, and answer the value of every dynamic symbol.
 

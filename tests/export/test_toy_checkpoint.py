@@ -163,6 +163,24 @@ def test_no_motion_has_no_features(checkpoint):
     assert encoder(still, moving * 0.02).abs().max() > 0.1
 
 
+def test_hints_spread_around_where_they_are(checkpoint):
+    encoder, decoder = build(checkpoint, "cmp_image_encoder"), build(checkpoint, "cmp_flow_decoder")
+    features = encoder(signed(cv2.resize(picture(192, 128), (384, 384), interpolation=cv2.INTER_NEAREST)))
+    hints, mask = torch.zeros(2, 1, 2, 384, 384)
+    assert decoder(*features, hints, mask).abs().max() < 0.5  # pixels
+    directions = {(96, 96): torch.tensor([20.0, -10.0]), (288, 288): torch.tensor([-8.0, 30.0])}
+    for (row, column), direction in directions.items():
+        hints[0, :, row, column] = direction
+        mask[0, :, row, column] = 1
+    [flow] = decoder(*features, hints, mask)
+    for (row, column), direction in directions.items():
+        found = flow[:, row, column]
+        assert torch.cosine_similarity(found, direction, dim=0) > 0.98
+        # a cell is interpolated between its centre and its neighbours: how much is left depends on the place
+        assert 0.4 < found.norm() / direction.norm() < 1.4
+    assert flow[:, 96:128, 256:288].abs().max() < 0.5
+
+
 def sample(
     unet: torch.nn.Module, image_latents: torch.Tensor, seed: int, residuals: list[torch.Tensor]
 ) -> torch.Tensor:
