@@ -1,6 +1,6 @@
-"""Prints how much faster the compiled kernels are than plain implementations of the reference's algorithms.
+"""Prints seconds per stage of the demo's run, and how much faster the kernels are than the reference's algorithms.
 
-    python benchmarks/stages.py
+    make demo && python benchmarks/stages.py
 
 Both sides of a ratio take the same inputs, run in the same process on one thread, and their results are compared. Times
 are the best of several rounds. The plain point scatter holds the enlarged feature map as the reference code does: 3 GB,
@@ -9,15 +9,20 @@ and needs torch (`pip install '.[export]'`).
 
 from __future__ import annotations
 
+import argparse
+import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 
+from dispose_rt import Animator
 from dispose_rt.appearance import joint_embeddings, point_features
+from dispose_rt.errors import DisposeError
 from dispose_rt.kernels import POINT_LEVEL_FACTORS
 from dispose_rt.motion import joint_tracks_px, trajectory_flow
 from dispose_rt.types import F32, JOINTS, Track
@@ -47,11 +52,34 @@ class Ratio:
         )
 
 
-def main() -> None:
-    """Run the benchmark."""
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the benchmark. Returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--demo", type=Path, default=Path("out"), metavar="DIR", help="what make demo wrote")
+    parser.add_argument("--steps", type=int, default=8, help="Euler steps (default: 8)")
+    arguments = parser.parse_args(argv)
+    try:
+        print_stages(arguments.demo, arguments.steps)
+    except DisposeError as error:
+        print(f"error: {error}\nRun make demo first, or pass its output folder as --demo.", file=sys.stderr)
+        return 1
     print(f"kernels, {FRAMES} frames of {WIDTH}x{HEIGHT}, one thread:")
     for ratio in kernel_ratios():
         print(f"  {ratio}")
+    return 0
+
+
+def print_stages(demo: Path, steps: int) -> None:
+    """Run the demo's clip twice and print the second run's seconds per stage: the first one loads the engines."""
+    with Animator(demo / "engines") as animator:
+        for _ in range(2):
+            animation = animator.run(demo / "reference.png", demo / "drive.mp4", steps=steps, overlap=2, progress=False)
+    frames, height, width, _ = animation.frames.shape
+    total = sum(animation.timings.values())
+    print(f"toy networks, {frames} frames of {width}x{height}, {steps} steps, engines loaded:")
+    for stage, seconds in animation.timings.items():
+        print(f"  {stage:<16} {seconds:8.3f} s   {100 * seconds / total:5.1f} %")
+    print(f"  {'total':<16} {total:8.3f} s   {total / frames:.3f} s per frame")
 
 
 def kernel_ratios() -> list[Ratio]:
@@ -174,4 +202,4 @@ def _plain_grids(track: Track, embeddings: F32) -> tuple[F32, F32]:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

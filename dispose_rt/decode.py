@@ -33,8 +33,8 @@ def decode_frames(latents: F32, vae_decoder: Engine) -> Iterator[U8]:
         frames = vae_decoder.run({"latents": np.ascontiguousarray(latents[start : start + chunk])})["frames"]
         if not np.isfinite(frames).all():
             raise EngineError(
-                f"the network vae_decoder answered non-finite values for frames {start}..{start + len(frames) - 1}: its "
-                "precision is too small for these weights. Build the engines with --precision fp32."
+                f"the network vae_decoder answered non-finite values for frames {start}..{start + len(frames) - 1}: "
+                "its precision is too small for these weights. Build the engines with --precision fp32."
             )
         pixels = kernels.frames_to_u8(frames)
         yield pixels[1:] if start == 0 else pixels

@@ -133,8 +133,10 @@ def build_versions() -> dict[str, str]:
 
 @cache
 def _source_hash() -> str:
-    """Hash of the exporter's own sources: a changed network is a changed build."""
+    """Hash of the sources that shape the files: a changed network is a changed build."""
+    folder = Path(__file__).parent
+    shaping = [*folder.glob("networks/*.py"), *(folder / name for name in ("checkpoints.py", "onnx_export.py"))]
     digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.rglob("*.py")):
+    for path in sorted(shaping):
         digest.update(path.read_bytes())
     return digest.hexdigest()

@@ -177,7 +177,7 @@ def test_hints_spread_around_where_they_are(checkpoint):
         found = flow[:, row, column]
         assert torch.cosine_similarity(found, direction, dim=0) > 0.98
         # a cell is interpolated between its centre and its neighbours: how much is left depends on the place
-        assert 0.4 < found.norm() / direction.norm() < 1.4
+        assert 0.4 < found.norm() / direction.norm() < 1.6
     assert flow[:, 96:128, 256:288].abs().max() < 0.5
 
 
