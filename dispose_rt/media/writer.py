@@ -27,6 +27,13 @@ SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv")
 MAX_FPS = 1000.0
 CRF = "18"
 """x264's constant quality: 18 is usually taken as visually lossless."""
+_X264_OPTIONS = {
+    "crf": CRF,
+    "preset": "medium",
+    # With its macroblock tree, what x264 (core 165) writes depends on what the process encoded before: of some 1500
+    # encodings of one clip between other videos, 3 % had other bytes; without it, none of 788. It costs 7 % of size.
+    "x264-params": "mbtree=0",
+}
 QUEUED_FRAMES = 16
 """Frames that may wait for the encoder, so that it never holds up a chunk of the decoder's nor hoards memory."""
 _BT709 = 1  # ISO/IEC 23091-2 code point of primaries, transfer and matrix alike
@@ -189,7 +196,7 @@ def _container_options(path: Path) -> dict[str, str]:
 
 
 def _add_stream(container: Any, rate: Fraction, shape: tuple[int, int, int]) -> Any:
-    stream = container.add_stream("libx264", rate=rate, options={"crf": CRF, "preset": "medium"})
+    stream = container.add_stream("libx264", rate=rate, options=_X264_OPTIONS)
     height, width, _ = shape
     stream.width, stream.height = width + width % 2, height + height % 2
     stream.pix_fmt = "yuv420p"
