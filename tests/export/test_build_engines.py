@@ -1,0 +1,185 @@
+"""The build command: resumes, shares, refuses, and never leaves a directory that is half of something."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from dispose_rt.contract import NETWORKS
+from dispose_rt.errors import InputError, ManifestError, VerificationError
+from dispose_rt.manifest import FILE_NAME, read_manifest
+from export import network_build
+from export.build_engines import build_engines, main, parse_only, parse_size
+from export.build_plan import RECIPES
+
+SMALL = ("pose_net", "point_encoder")
+SIZE = (64, 64)
+
+
+def build_small(checkpoint: Path, output: Path, **changes) -> None:
+    options = {"size": SIZE, "tile": 3, "chunk": 2, "only": SMALL} | changes
+    assert build_engines(checkpoint, output, **options) is None  # eleven networks are missing
+
+
+def engine_files(output: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_mtime_ns for path in output.glob("*.onnx")}
+
+
+def test_finished_networks_are_not_built_again(golden_checkpoint, tmp_path, capsys):
+    build_small(golden_checkpoint, tmp_path / "e")
+    before = engine_files(tmp_path / "e")
+    assert set(before) == {"pose_net.onnx", "point_encoder.onnx"}
+    build_small(golden_checkpoint, tmp_path / "e")
+    assert engine_files(tmp_path / "e") == before
+    assert capsys.readouterr().out.count("up to date") == 2
+    assert not (tmp_path / "e" / FILE_NAME).exists()
+
+
+def test_force_builds_again(golden_checkpoint, tmp_path):
+    build_small(golden_checkpoint, tmp_path / "e", only=("point_encoder",))
+    before = engine_files(tmp_path / "e")
+    build_small(golden_checkpoint, tmp_path / "e", only=("point_encoder",), force=True)
+    assert engine_files(tmp_path / "e") != before
+
+
+def test_other_sizes_share_what_does_not_depend_on_them(golden_checkpoint, tmp_path, capsys):
+    build_small(golden_checkpoint, tmp_path / "one")
+    capsys.readouterr()
+    build_small(golden_checkpoint, tmp_path / "two", size=(128, 64))
+    lines = {line.split()[2]: line for line in capsys.readouterr().out.splitlines() if line.startswith("[")}
+    assert "shared with" in lines["point_encoder"]
+    assert "shared with" not in lines["pose_net"]
+    same = [(tmp_path / name / "point_encoder.onnx").stat().st_ino for name in ("one", "two")]
+    assert same[0] == same[1]
+
+
+def test_a_damaged_sibling_is_not_shared(golden_checkpoint, tmp_path, capsys):
+    build_small(golden_checkpoint, tmp_path / "one", only=("point_encoder",))
+    path = tmp_path / "one" / "point_encoder.onnx"
+    path.write_bytes(path.read_bytes()[:-1] + b"\0")
+    capsys.readouterr()
+    build_small(golden_checkpoint, tmp_path / "two", only=("point_encoder",))
+    assert "shared with" not in capsys.readouterr().out
+
+
+def test_other_precisions_and_sizes_are_built_again(golden_checkpoint, tmp_path):
+    build_small(golden_checkpoint, tmp_path / "e")
+    before = engine_files(tmp_path / "e")
+    build_small(golden_checkpoint, tmp_path / "e", precision="fp16")
+    after = engine_files(tmp_path / "e")
+    assert all(after[name] != before[name] for name in before)
+
+
+def test_a_miss_fails_the_build_and_leaves_nothing(golden_checkpoint, tmp_path, monkeypatch):
+    """The first module is traced, the second is what the file is compared with: make them differ."""
+    built = []
+
+    def build_another(weights):
+        module = RECIPES["point_encoder"].build(weights)
+        built.append(module)
+        if len(built) == 2:
+            with torch.no_grad():
+                next(module.parameters()).mul_(1.01)
+        return module
+
+    class Recipe:
+        build = staticmethod(build_another)
+
+    monkeypatch.setattr(network_build, "RECIPES", {**RECIPES, "point_encoder": Recipe})
+    with pytest.raises(VerificationError, match=r"point_encoder.*relative error.*allowed 1e-04"):
+        build_small(golden_checkpoint, tmp_path / "e", only=("point_encoder",))
+    assert engine_files(tmp_path / "e") == {}
+    assert not any((tmp_path / "e").rglob("*.onnx"))
+    assert len(built) == 2
+
+
+def test_an_interrupted_build_goes_on_where_it_stopped(golden_checkpoint, tmp_path, monkeypatch, capsys):
+    export_onnx = network_build.export_onnx
+
+    def interrupt(module, spec, *rest):
+        if spec.name == "point_encoder":
+            raise KeyboardInterrupt
+        export_onnx(module, spec, *rest)
+
+    monkeypatch.setattr(network_build, "export_onnx", interrupt)
+    arguments = ["--weights", str(golden_checkpoint), "--output", str(tmp_path / "e"), "--size", "64x64"]
+    arguments += ["--tile-frames", "3", "--decode-chunk", "2", "--only", ",".join(SMALL)]
+    assert main(arguments) == 130
+    assert "run the same command again" in capsys.readouterr().err
+    monkeypatch.undo()
+    assert main(arguments) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("up to date") == 1
+    assert "still lacks" in printed
+    assert {path.name for path in (tmp_path / "e").iterdir()} == {"pose_net.onnx", "point_encoder.onnx", ".build"}
+    assert {path.name for path in (tmp_path / "e/.build").iterdir()} == {"pose_net.json", "point_encoder.json"}
+
+
+def test_a_rebuild_removes_the_manifest_first(golden_checkpoint, tmp_path):
+    (tmp_path / "e").mkdir()
+    (tmp_path / "e" / FILE_NAME).write_text("{}")
+    build_small(golden_checkpoint, tmp_path / "e", only=("point_encoder",))
+    assert not (tmp_path / "e" / FILE_NAME).exists()
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_a_folder_of_other_things_is_not_touched(golden_checkpoint, tmp_path, force):
+    (tmp_path / "thesis.doc").write_text("years of work")
+    with pytest.raises(ManifestError, match=r"thesis\.doc"):
+        build_engines(golden_checkpoint, tmp_path, size=SIZE, force=force)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.doc"]
+
+
+def test_unusable_sizes_are_refused_before_anything_is_written(golden_checkpoint, tmp_path):
+    with pytest.raises(InputError, match="width is 100"):
+        build_engines(golden_checkpoint, tmp_path / "e", size=(100, 64))
+    assert not (tmp_path / "e").exists()
+
+
+@pytest.mark.parametrize("text", ["", "576", "576x", "x576", "576 1024", "576x1024x3", "-64x64", "6.4x64", "axb"])
+def test_unreadable_sizes_are_refused(text):
+    with pytest.raises(InputError, match="WIDTHxHEIGHT"):
+        parse_size(text)
+
+
+def test_sizes_and_selections_are_parsed():
+    assert parse_size("576x1024") == (576, 1024)
+    assert parse_only(None) == tuple(NETWORKS)
+    assert parse_only(" unet, dift ") == ("dift", "unet")
+    for text in ("nothing", "unet,nothing", "", ","):
+        with pytest.raises(InputError, match="choose from"):
+            parse_only(text)
+
+
+def test_missing_weights_are_one_message_and_exit_code_1(tmp_path, capsys):
+    (tmp_path / "weights").mkdir()
+    assert main(["--weights", str(tmp_path / "weights"), "--output", str(tmp_path / "e")]) == 1
+    message = capsys.readouterr().err
+    assert "MimicMotion_1-1.pth" in message
+    assert "DisPose.pth" in message
+    assert "Traceback" not in message
+    assert not (tmp_path / "e").exists()
+
+
+def test_the_script_runs_from_anywhere(tmp_path):
+    script = Path(__file__).resolve().parents[2] / "export" / "build_engines.py"
+    done = subprocess.run(
+        [sys.executable, str(script), "--help"], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert "--tile-frames" in done.stdout
+
+
+def test_a_whole_directory_records_what_it_is(golden_engines, golden_checkpoint):
+    from golden_case import GoldenCase
+
+    manifest = read_manifest(golden_engines(GoldenCase("one_tile_64")))
+    assert set(manifest.networks) == set(NETWORKS)
+    assert manifest.sizes.channels == (32, 64, 128, 128)
+    assert manifest.weights["DisPose.pth"]["size_bytes"] == (golden_checkpoint / "DisPose.pth").stat().st_size
+    for name, record in manifest.networks.items():
+        assert set(record.verification) == ({t.name for t in NETWORKS[name].outputs} if name in RECIPES else set())
+        assert all(error <= 1e-4 for error in record.verification.values())
