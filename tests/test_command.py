@@ -1,0 +1,67 @@
+"""The command `dispose-rt`, for real: build, inspect, animate, in processes of their own."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from golden_case import GoldenCase
+from golden_data import GOLDEN
+
+from dispose_rt import Animator
+from dispose_rt.media import open_video
+
+MEDIA = ("--reference", str(GOLDEN / "ref.png"), "--video", str(GOLDEN / "drive.mkv"))
+OPTIONS = ("--steps", "1", "--overlap", "2", "--seed", "3")
+
+
+@pytest.fixture(scope="module")
+def engines(golden_engines: Callable[..., Path]) -> Path:
+    return golden_engines(GoldenCase("one_tile_64"))
+
+
+def dispose_rt(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [str(Path(sys.executable).with_name("dispose-rt")), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_animate_writes_what_the_api_returns(engines: Path, tmp_path: Path) -> None:
+    done = dispose_rt("animate", "--engines", engines, *MEDIA, "--output", tmp_path / "out.mp4", *OPTIONS)
+    assert done.returncode == 0, done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["out.mp4"]
+    written = open_video(tmp_path / "out.mp4")
+    assert written.fps == pytest.approx(12)
+    frames = np.stack(list(written.frames()))
+    with Animator(engines) as animator:
+        expected = animator.run(MEDIA[1], MEDIA[3], steps=1, overlap=2, seed=3, progress=False).frames
+    assert frames.shape == expected.shape
+    # H.264 halves the resolution of colour and rounds: near in the mean, not pixel by pixel
+    assert np.abs(frames.mean((1, 2)) - expected.mean((1, 2))).max() < 4
+
+
+def test_inspect_describes_the_directory(engines: Path) -> None:
+    done = dispose_rt("inspect", engines, "--verify")
+    assert done.returncode == 0, done.stderr
+    for word in ("64x64", "fp32", "onnxruntime", "unet", "motion_features"):
+        assert word in done.stdout
+
+
+def test_build_builds(golden_checkpoint: Path, tmp_path: Path) -> None:
+    output = ("--output", tmp_path / "e", "--size", "64x64", "--only", "point_encoder")
+    done = dispose_rt("build", "--weights", golden_checkpoint, *output)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "e" / "point_encoder.onnx").exists()
+
+
+def test_errors_are_one_message(engines: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty.mp4").touch()
+    video = ("--reference", MEDIA[1], "--video", tmp_path / "empty.mp4", "--output", tmp_path / "out.mp4")
+    done = dispose_rt("animate", "--engines", engines, *video)
+    assert done.returncode == 1
+    assert "empty.mp4" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "out.mp4").exists()
