@@ -115,20 +115,18 @@ class Run:
                 "nobody was found in the reference image; pass a picture that shows one person clearly, from the knees "
                 "or feet to the head, upright"
             )
-        poses, sizes, driving = [], set(), []
-        for number, frame in enumerate(video.frames(step)):
+        poses = []
+        for frame in video.frames(step):  # one at a time: a long video does not fit into memory
             poses.append(estimate(frame))
-            sizes.add(frame.shape[:2])
-            driving.append(frame)
-            self._progress.step("pose", number + 1, number + 2)
+            self._observe("driving", frame)
+            self._progress.step("pose", len(poses), len(poses) + 1)  # how many will come is not known
         self._progress.step("pose", len(poses), len(poses))
-        self._observe("driving", driving)
         if not poses:
             raise InputError("the video has no frames; pass one that plays")
         poses, missing = pose.fill_missing(pose.follow_person(poses))
         if missing:
             _warn_missing(missing, step)
-        return Detected(followed, poses, sizes.pop())
+        return Detected(followed, poses, (video.height, video.width))
 
     def _align(self, detected: Detected) -> list[Pose]:
         """Move and scale the driving poses onto the reference's body; the reference itself comes first, untouched."""

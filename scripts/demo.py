@@ -101,7 +101,9 @@ def animate(engines: Path, reference: Path, drive: Path, steps: int) -> tuple[di
     seen: dict[str, Any] = {}
 
     def keep(name: str, value: Any) -> None:
-        if name in ("reference", "driving", "poses", "motion"):
+        if name == "driving":
+            seen.setdefault(name, []).append(value)
+        elif name in ("reference", "poses", "motion"):
             seen[name] = value
 
     with dispose_rt.Animator(engines) as animator:
