@@ -26,8 +26,8 @@ ImageSource = Any
 VideoSource = Any
 """Path, or any iterable of uint8 arrays [height, width, 3] in RGB."""
 Observer = Callable[[str, Any], None]
-"""`observer(name, value)` sees intermediate results: "reference" (uint8 [H, W, 3]), "driving" (uint8 [h, w, 3], once per
-frame), "poses" (uint8 [frames, 3, H, W]), "motion" (types.Motion), "conditions" (types.Conditions), "denoise_step"
+"""`observer(name, value)` sees intermediate results: "reference" (uint8 [H, W, 3]), "driving" (uint8 [h, w, 3], once
+per frame), "poses" (uint8 [frames, 3, H, W]), "motion" (types.Motion), "conditions" (types.Conditions), "denoise_step"
 (denoise.StepTrace, once per step), "latents" (float32 [frames, 4, H/8, W/8])."""
 
 

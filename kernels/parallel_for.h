@@ -1,6 +1,7 @@
 // One source for two targets. Every kernel is a functor over spans of a row, and `parallel_for` runs it: on the CPU a
 // row is one span, so that inner loops vectorise; on a GPU every column is a span of its own, one thread each.
-// Kernels gather: a cell is written by exactly one call, so results have the same bits every run.
+// Kernels gather: a cell is written by exactly one call, so results have the same bits every run, on any number of
+// threads.
 //
 // This is the only file that knows which target is being compiled.
 #pragma once
@@ -53,19 +54,45 @@ Status parallel_for(Index rows, Index columns, Stream stream, const Body& body) 
 
 #else
 
+#include <algorithm>
+#include <system_error>
+#include <thread>
+#include <vector>
+
 #define DISPOSE_TARGET
 
 namespace dispose_rt {
 
 inline constexpr const char* kTarget = "cpu";
 
-// Call body(row, 0, columns) for every row. One thread: the kernels are
-// memory-bound and a small part of a run, and an OpenMP runtime of ours would compete with the threads of the inference
-// engine.
+// Threads worth starting: one takes some ten microseconds to start, as long as a few ten thousand cells take.
+inline Index count_workers(Index rows, Index columns) {
+    constexpr Index kCellsPerWorker = Index{1} << 17, kMaxWorkers = 16;
+    const Index cores = static_cast<Index>(std::thread::hardware_concurrency());
+    return std::max(Index{1}, std::min({cores, rows, rows * columns / kCellsPerWorker, kMaxWorkers}));
+}
+
+// Call body(row, 0, columns) for every row. The threads end with the call, so that none competes with those of the
+// inference engine afterwards.
 template <typename Body>
 Status parallel_for(Index rows, Index columns, Stream /*stream*/, const Body& body) {
-    if (columns == 0) return nullptr;
-    for (Index row = 0; row < rows; ++row) body(row, Index{0}, columns);
+    if (rows == 0 || columns == 0) return nullptr;
+    const Index workers = count_workers(rows, columns);
+    const auto run_share = [&](Index worker) {
+        const Index end = rows * (worker + 1) / workers;
+        for (Index row = rows * worker / workers; row < end; ++row) body(row, Index{0}, columns);
+    };
+    std::vector<std::thread> threads;
+    threads.reserve(static_cast<std::size_t>(workers));
+    Index started = 1;
+    try {
+        for (; started < workers; ++started) threads.emplace_back(run_share, started);
+    } catch (const std::system_error&) {
+        // the process may have no more threads: this one takes the shares that are left
+    }
+    run_share(0);
+    for (Index worker = started; worker < workers; ++worker) run_share(worker);
+    for (std::thread& thread : threads) thread.join();
     return nullptr;
 }
 

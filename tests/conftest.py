@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
+from filelock import FileLock
 from golden_case import GoldenCase, Trace, animate
 from golden_data import GOLDEN, load_golden
 from numpy.typing import NDArray
@@ -22,28 +24,49 @@ def golden() -> Callable[[str], dict[str, NDArray[np.generic]]]:
 
 
 @pytest.fixture(scope="session")
-def golden_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny checkpoint whose outputs the golden arrays record, in the published layout."""
-    if kept := os.environ.get("DISPOSE_RT_GOLDEN_CHECKPOINT"):
+def kept_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where checkpoints and engines are built, once for all worker processes of a test run.
+
+    DISPOSE_RT_TEST_CACHE names a folder that outlives the run: engines whose ingredients have not changed are reused,
+    checkpoints as they are.
+    """
+    if kept := os.environ.get("DISPOSE_RT_TEST_CACHE"):
         return Path(kept)
-    folder = tmp_path_factory.mktemp("golden") / "checkpoint"
-    command = [sys.executable, str(GOLDEN / "make_checkpoint.py"), str(folder), "--spec", str(GOLDEN / "spec")]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
+@contextmanager
+def made_once(path: Path) -> Iterator[Path]:
+    """Keep other worker processes out while the block makes `path`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_name(f"{path.name}.lock")):
+        yield path
+
+
+@pytest.fixture(scope="session")
+def golden_checkpoint(kept_folder: Path) -> Path:
+    """The tiny checkpoint whose outputs the golden arrays record, in the published layout."""
+    with made_once(kept_folder / "golden-checkpoint") as folder:
+        if not folder.exists():
+            part = folder.with_name(f"{folder.name}.part")
+            command = [sys.executable, str(GOLDEN / "make_checkpoint.py"), str(part), "--spec", str(GOLDEN / "spec")]
+            subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+            part.rename(folder)
     return folder
 
 
 @pytest.fixture(scope="session")
-def golden_engines(golden_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+def golden_engines(golden_checkpoint: Path, kept_folder: Path) -> Callable[..., Path]:
     """`golden_engines(case, precision)` builds (once) the engine directory that a golden case needs."""
     from export.build_engines import build_engines
 
-    kept = os.environ.get("DISPOSE_RT_GOLDEN_ENGINES")
-    root = Path(kept) if kept else tmp_path_factory.mktemp("engines")
-
     def build(case: GoldenCase, precision: str = "fp32") -> Path:
         width, height = case.size
-        output = root / f"{width}x{height}-{case.tile}-{case.chunk}-{precision}"
-        build_engines(golden_checkpoint, output, size=case.size, tile=case.tile, chunk=case.chunk, precision=precision)
+        name = f"{width}x{height}-{case.tile}-{case.chunk}-{precision}"
+        options = {"size": case.size, "tile": case.tile, "chunk": case.chunk, "precision": precision}
+        with made_once(kept_folder / "golden-engines" / name) as output:
+            build_engines(golden_checkpoint, output, **options)
         return output
 
     return build
@@ -64,26 +87,24 @@ def golden_trace(golden_engines: Callable[..., Path]) -> Callable[..., Trace]:
 
 
 @pytest.fixture(scope="session")
-def toy_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def toy_checkpoint(kept_folder: Path) -> Path:
     """The demo's checkpoint, whose pose networks find puppets and nothing else."""
     from export.toy_checkpoint import write_toy_checkpoint
 
-    if kept := os.environ.get("DISPOSE_RT_TOY_CHECKPOINT"):
-        return Path(kept)
-    return write_toy_checkpoint(tmp_path_factory.mktemp("toy") / "checkpoint")
+    with made_once(kept_folder / "toy-checkpoint") as folder:
+        if not folder.exists():
+            write_toy_checkpoint(folder.with_name(f"{folder.name}.part")).rename(folder)
+    return folder
 
 
 @pytest.fixture(scope="session")
-def toy_engines(toy_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[int, int], Path]:
+def toy_engines(toy_checkpoint: Path, kept_folder: Path) -> Callable[[int, int], Path]:
     """`toy_engines(width, height)` builds (once) toy engines with tiles of 4 frames beside those of other sizes."""
     from export.build_engines import build_engines
 
-    kept = os.environ.get("DISPOSE_RT_TOY_ENGINES")
-    root = Path(kept) if kept else tmp_path_factory.mktemp("toy-engines")
-
     def build(width: int, height: int) -> Path:
-        output = root / f"{width}x{height}"
-        build_engines(toy_checkpoint, output, size=(width, height), tile=4, chunk=3)
+        with made_once(kept_folder / "toy-engines" / f"{width}x{height}") as output:
+            build_engines(toy_checkpoint, output, size=(width, height), tile=4, chunk=3)
         return output
 
     return build

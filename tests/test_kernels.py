@@ -6,6 +6,7 @@ import importlib
 from collections.abc import Callable
 from typing import Any
 
+import cv2
 import kernel_references as references
 import numpy as np
 import pytest
@@ -303,3 +304,23 @@ def test_the_cuda_module_has_the_same_kernels_and_reports_its_errors() -> None:
     assert cuda.frames_to_u8(0, 0, 0, 8, 8, 0) is None  # nothing to launch
     error = cuda.frames_to_u8(0, 0, 1, 0x7FFFFFFF, 65536 * 256, 0)  # more columns than a grid has room for
     assert "too large" in error
+
+
+def test_arrays_that_are_shared_among_threads_are_exact() -> None:
+    """Large enough that several threads split the rows, and not evenly."""
+    rng = np.random.default_rng(5)
+    frames = rng.uniform(-1.2, 1.2, (1, 3, 1021, 577)).astype(np.float32)
+    expected = np.clip(frames / np.float32(2) + np.float32(0.5), 0, 1) * np.float32(255)
+    np.testing.assert_array_equal(kernels.frames_to_u8(frames), expected.astype(np.uint8).transpose(0, 2, 3, 1))
+
+    height, width = 1021, 577
+    positions = rng.integers((0, 0), (width, height), (2, 18, 2)).astype(np.int32)
+    values = rng.normal(0, 5, (2, 18, 2)).astype(np.float32)
+    impulses = np.zeros((2, height, width, 2))
+    for frame in range(2):
+        for (x, y), value in zip(positions[frame], values[frame], strict=True):
+            impulses[frame, y, x] = value
+    column = cv2.getGaussianKernel(199, 20)
+    filtered = [cv2.sepFilter2D(one, -1, column, column, borderType=cv2.BORDER_REFLECT_101) for one in impulses]
+    flow = kernels.splat_gaussian_flow(positions, values, height, width)
+    np.testing.assert_allclose(flow.transpose(0, 2, 3, 1), filtered, rtol=0, atol=1e-7)
