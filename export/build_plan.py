@@ -107,7 +107,7 @@ def plan_network(name: str, checkpoint: Checkpoint, sizes: Sizes, precision: str
     ingredients = {
         "contract": [contract.REVISION, asdict(spec)],
         # the resolved shapes and not the sizes: directories of other sizes share what does not depend on them
-        "shapes": {t.name: sizes.resolve(t.shape) for t in (*spec.inputs, *spec.outputs)},
+        "shapes": resolve_shapes(spec, sizes),
         "compute_dtype": compute_dtype,
         "opset": OPSET,
         "weights": [_provenance(checkpoint, file) for file in files],
@@ -118,6 +118,11 @@ def plan_network(name: str, checkpoint: Checkpoint, sizes: Sizes, precision: str
     key = hashlib.sha256(json.dumps(ingredients, sort_keys=True).encode()).hexdigest()
     tolerance = TOLERANCES["fp32" if always else precision][name]
     return NetworkPlan(spec, sizes, compute_dtype, tolerance, key)
+
+
+def resolve_shapes(spec: NetworkSpec, sizes: Sizes) -> dict[str, tuple[int | str, ...]]:
+    """Shape of every tensor of a network; dynamic dimensions stay names."""
+    return {tensor.name: sizes.resolve(tensor.shape) for tensor in (*spec.inputs, *spec.outputs)}
 
 
 def _provenance(checkpoint: Checkpoint, file: str) -> Mapping[str, Any]:

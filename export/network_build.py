@@ -14,10 +14,10 @@ from torch import nn
 
 from dispose_rt.manifest import FileRecord, NetworkRecord, record_file
 
-from .build_plan import RECIPES, NetworkPlan
+from .build_plan import RECIPES, NetworkPlan, resolve_shapes
 from .checkpoints import Checkpoint, Weights
 from .onnx_export import TORCH_DTYPES, export_onnx
-from .verify import verify_onnx
+from .verify import comparison_sizes, verify_onnx
 
 RECORDS = ".build"
 """Folder in the engine directory: one JSON record per finished network, and the scratch folder of the one at work."""
@@ -90,13 +90,23 @@ def build_network(plan: NetworkPlan, checkpoint: Checkpoint, output: Path) -> Ne
 
 
 def _export_verified(plan: NetworkPlan, weights: Weights, path: Path) -> dict[str, float]:
+    """Write the network, and compare it with PyTorch at its own size, or through a small trace of the same module."""
     module = _build_module(plan, weights).to(TORCH_DTYPES[plan.compute_dtype])
     export_onnx(module, plan.spec, plan.sizes, plan.compute_dtype, path)
+    sizes = comparison_sizes(plan.sizes)
+    folder = path.parent / "compared"
+    compared = path
+    if resolve_shapes(plan.spec, sizes) != resolve_shapes(plan.spec, plan.sizes):
+        folder.mkdir()
+        compared = folder / path.name
+        export_onnx(module, plan.spec, sizes, plan.compute_dtype, compared)
     del module
     gc.collect()  # the traced program holds the weights a second time
     # compared with a fresh module: rounding the weights is part of the error
     module = _build_module(plan, weights)
-    return verify_onnx(module, plan.spec, plan.sizes, plan.compute_dtype, path, plan.tolerance)
+    errors = verify_onnx(module, plan.spec, sizes, plan.compute_dtype, compared, plan.tolerance)
+    shutil.rmtree(folder, ignore_errors=True)
+    return errors
 
 
 def _build_module(plan: NetworkPlan, weights: Weights) -> nn.Module:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import onnx
 import pytest
 import torch
 
@@ -183,3 +184,23 @@ def test_a_whole_directory_records_what_it_is(golden_engines, golden_checkpoint)
     for name, record in manifest.networks.items():
         assert set(record.verification) == ({t.name for t in NETWORKS[name].outputs} if name in RECIPES else set())
         assert all(error <= 1e-4 for error in record.verification.values())
+
+
+def test_what_is_too_large_to_run_is_compared_through_a_small_trace(golden_checkpoint, tmp_path, monkeypatch):
+    compared = []
+    verify = network_build.verify_onnx
+
+    def note(module, spec, sizes, dtype, path, tolerance):
+        compared.append((spec.name, sizes.width, sizes.height, sizes.tile, path.parent.name))
+        return verify(module, spec, sizes, dtype, path, tolerance)
+
+    monkeypatch.setattr(network_build, "verify_onnx", note)
+    build_small(golden_checkpoint, tmp_path / "e", size=(576, 1024), tile=16)
+    # the point encoder does not depend on the size: its own file is compared
+    assert compared == [("pose_net", 64, 128, 4, "compared"), ("point_encoder", 64, 128, 4, "scratch")]
+    model = onnx.load(tmp_path / "e" / "pose_net.onnx")
+    [shape] = [
+        [dim.dim_value or dim.dim_param for dim in tensor.type.tensor_type.shape.dim] for tensor in model.graph.input
+    ]
+    assert shape[1:] == [3, 1024, 576]
+    assert {path.name for path in (tmp_path / "e/.build").iterdir()} == {"pose_net.json", "point_encoder.json"}
