@@ -25,7 +25,7 @@ TOLERANCES = {
 
 LARGEST_COMPARED_PIXELS = 512 * 512 * 2
 """Pixels of all frames of a tile above which a network is not run for comparison. At 576x1024 the outermost attention
-has 9216 positions: ONNX Runtime holds 9216 x 9216 weights per head and frame, which no build machine need have room for."""
+has 9216 positions: ONNX Runtime holds 9216 x 9216 weights per head and frame, more than fits a build machine."""
 
 
 def comparison_sizes(sizes: Sizes) -> Sizes:

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dispose_rt.errors import InputError
+from dispose_rt.kernels import splat_gaussian_flow
 from dispose_rt.motion import build_motion, cmp_image, dense_flow, joint_tracks_px, sparse_hints, trajectory_flow
 from dispose_rt.types import Track
 
@@ -62,6 +63,30 @@ def test_tracks_are_the_reference_s(case: str) -> None:
     arrays = golden_case("trajectory", case)
     tracks = joint_tracks_px(golden_track(arrays), *map(int, arrays["hw"]))
     np.testing.assert_array_equal(tracks.transpose(1, 0, 2), arrays["track"])
+
+
+@pytest.mark.parametrize("case", TRAJECTORY_CASES)
+def test_impulses_are_the_reference_s(case: str) -> None:
+    """What is blurred: displacements, assigned in joint order at truncated positions, where the joint is visible."""
+    arrays = golden_case("trajectory", case)
+    track = golden_track(arrays)
+    np.testing.assert_array_equal(track.visible.T, arrays["track_subset"][..., 0] != -1)
+    tracks = joint_tracks_px(track, *map(int, arrays["hw"]))
+    impulses = np.zeros_like(arrays["sparse_traj"])
+    for frame, joint in np.argwhere(track.visible[:-1]):
+        x, y = tracks[frame, joint].astype(int)
+        impulses[frame, y, x] = tracks[frame + 1, joint] - tracks[frame, joint]
+    np.testing.assert_array_equal(impulses, arrays["sparse_traj"])
+
+
+def test_one_impulse_spreads_as_the_reference_s_kernel() -> None:
+    stored = load_golden("trajectory")
+    assert float(stored["gaussian_kernel_sum"]) == pytest.approx(1)
+    flow = splat_gaussian_flow(np.array([[[300, 250]]], np.int32), np.array([[[1, -2]]], np.float32), 500, 600)
+    row = stored["gaussian_kernel_row"]
+    np.testing.assert_allclose(flow[0, :, 250, 201:400], [row, -2 * row], rtol=1e-6, atol=0)
+    np.testing.assert_allclose(flow[0, 0, 151:350, 300], row, rtol=1e-6, atol=0)
+    np.testing.assert_allclose(flow.sum((0, 2, 3)), [1, -2], rtol=1e-5)
 
 
 @pytest.mark.parametrize("case", TRAJECTORY_CASES)

@@ -256,6 +256,34 @@ def test_unet_equals_the_reference(unet: UNet, golden: Golden, output: str) -> N
     assert relative_error(predicted, case[output].flatten(0, 1)) < TOLERANCE
 
 
+def test_the_interleaved_context_has_the_effect_that_was_measured(
+    unet: UNet, golden: Golden, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Row r of the batch-major rows reads context r mod 2; laid out straight, the prediction moves as stored."""
+
+    def straight(block: TemporalTransformerBlock, hidden: Tensor, context: Tensor) -> Tensor:
+        batch, _, positions, _ = hidden.shape
+        rows = hidden.transpose(1, 2).flatten(0, 1)
+        rows = rows + block.ff_in(block.norm_in(rows))
+        rows = rows + block.attn1(block.norm1(rows))
+        rows = rows + block.attn2(context).repeat_interleave(positions, 0)[:, None]
+        rows = rows + block.ff(block.norm3(rows))
+        return torch.unflatten(rows, 0, (batch, positions)).transpose(1, 2)
+
+    monkeypatch.setattr(TemporalTransformerBlock, "forward", straight)
+    shared, case = Case(golden("nets"), "ctrl"), Case(golden("nets"), "unet")
+    no_residuals = [torch.zeros_like(residual) for residual in reference_residuals(shared)]
+    predicted = unet.denoise(
+        shared["sample"].flatten(0, 1),
+        unet.embed_time(shared["timestep"][None], shared["added_time_ids"][:1]),
+        shared["encoder_hidden_states"][:, 0],
+        case["pose_latents"],
+        no_residuals,
+    )
+    effect = (predicted - case["out_no_residuals"].flatten(0, 1)).abs().max()
+    assert float(effect) == pytest.approx(float(case["interleaved_context_effect"]), rel=1e-4)
+
+
 # --- the guidance wrappers, through the reference's pipeline --------------------------------------
 
 
