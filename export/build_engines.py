@@ -234,6 +234,8 @@ def prepare_output(output: Path, force: bool) -> None:
     if foreign:
         listed = ", ".join(sorted(foreign)[:5])
         raise ManifestError(f"{output} holds other files ({listed}); pass an empty or new directory as --output")
+    for path in output.glob("*.part"):  # of a build that was killed
+        path.unlink()
     if force:
         for path in output.iterdir():
             shutil.rmtree(path) if path.is_dir() else path.unlink()

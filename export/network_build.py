@@ -54,6 +54,7 @@ def reuse_sibling(plan: NetworkPlan, output: Path) -> NetworkRecord | None:
 def _link_or_copy(source: Path, target: Path) -> None:
     temporary = target.with_name(target.name + ".part")
     temporary.unlink(missing_ok=True)
+    target.unlink(missing_ok=True)  # renaming one link of a file to another link of it does nothing
     try:
         temporary.hardlink_to(source)
     except OSError:  # another file system, or one without hard links

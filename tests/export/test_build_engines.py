@@ -6,14 +6,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 
 from dispose_rt.contract import NETWORKS
 from dispose_rt.errors import InputError, ManifestError, VerificationError
 from dispose_rt.manifest import FILE_NAME, read_manifest
-from export import network_build
+from export import network_build, onnx_export
 from export.build_engines import build_engines, main, parse_only, parse_size
 from export.build_plan import RECIPES
 
@@ -204,3 +206,22 @@ def test_what_is_too_large_to_run_is_compared_through_a_small_trace(golden_check
     ]
     assert shape[1:] == [3, 1024, 576]
     assert {path.name for path in (tmp_path / "e/.build").iterdir()} == {"pose_net.json", "point_encoder.json"}
+
+
+def test_large_weights_lie_beside_the_graph(golden_checkpoint, tmp_path, monkeypatch, capsys):
+    """One protobuf message holds at most 2 GiB; here the limit is lowered instead of the weights raised."""
+    monkeypatch.setattr(onnx_export, "EXTERNAL_DATA_BYTES", 1000)
+    names = {"point_encoder.onnx", "point_encoder.onnx.data"}
+    build_small(golden_checkpoint, tmp_path / "one", only=("point_encoder",))
+    assert {path.name for path in (tmp_path / "one").glob("*.onnx*")} == names
+    build_small(golden_checkpoint, tmp_path / "two", only=("point_encoder",))
+    assert "shared with" in capsys.readouterr().out
+    assert {path.name for path in (tmp_path / "two").glob("*.onnx*")} == names
+    session = onnxruntime.InferenceSession(str(tmp_path / "two" / "point_encoder.onnx"))
+    [output, *_] = session.run(None, {"embeddings": np.ones((2, 96), np.float32)})
+    assert np.isfinite(output).all()
+    (tmp_path / "two" / "point_encoder.onnx.data").unlink()
+    capsys.readouterr()
+    build_small(golden_checkpoint, tmp_path / "two", only=("point_encoder",))
+    assert "up to date" not in capsys.readouterr().out
+    assert {path.name for path in (tmp_path / "two").glob("*.onnx*")} == names
