@@ -103,20 +103,17 @@ class Component:
     Attributes:
         file: name in FILES.
         prefix: what the names of this component begin with in the file.
-        whole_file: every name of the file belongs to the component, so that a name without the prefix is not skipped
-            but handed on, and found to be unexpected.
         nested: key under which the file keeps its tensors.
     """
 
     file: str
     prefix: str = ""
-    whole_file: bool = True
     nested: str = ""
 
 
 COMPONENTS: Mapping[str, Component] = {
-    "unet": Component("mimicmotion", "unet.", whole_file=False),
-    "pose_net": Component("mimicmotion", "pose_net.", whole_file=False),
+    "unet": Component("mimicmotion", "unet."),
+    "pose_net": Component("mimicmotion", "pose_net."),
     "controlnet": Component("dispose"),
     "cmp": Component("cmp", "module.", nested="state_dict"),
     **{name: Component(name) for name in ("svd_vae", "image_encoder", "sd15_unet", "sd15_vae", "sd15_text_encoder")},
@@ -220,10 +217,12 @@ class Checkpoint(Weights):
         part = COMPONENTS[component]
         if part.file not in self._opened:
             self._opened[part.file] = _read_tensors(self.path(part.file), part.nested)
+        # names of no component are handed on, and found to be unexpected
+        others = tuple(one.prefix for one in COMPONENTS.values() if one.file == part.file and one is not part)
         return {
             name.removeprefix(part.prefix): tensor
             for name, tensor in self._opened[part.file].items()
-            if part.whole_file or name.startswith(part.prefix)
+            if not name.startswith(others)
         }
 
     def source(self, component: str) -> str:
