@@ -87,17 +87,20 @@ def test_guidance_one_is_the_conditional_half(animator: Animator) -> None:
     assert np.abs(step.sums[0] - step.sums[1]).max() > 1e-3
 
 
+CONTROLS = ((), ("motion",), ("points",), ("motion", "points"))
+
+
+@pytest.fixture(scope="module")
+def traces(animator: Animator) -> dict[tuple[str, ...], Any]:
+    """One run per setting of the controls."""
+    return {controls: short_run(animator, controls=controls) for controls in CONTROLS}
+
+
 class TestControls:
     """Both guidance signals can be switched off one by one."""
 
-    settings = ((), ("motion",), ("points",), ("motion", "points"))
-
-    @pytest.fixture(scope="class")
-    def traces(self, animator: Animator) -> dict[tuple[str, ...], Any]:
-        return {controls: short_run(animator, controls=controls) for controls in self.settings}
-
     def test_four_settings_give_four_results(self, traces: dict[tuple[str, ...], Any]) -> None:
-        latents = [traces[controls].seen["latents"][0] for controls in self.settings]
+        latents = [traces[controls].seen["latents"][0] for controls in CONTROLS]
         for i, one in enumerate(latents):
             for other in latents[i + 1 :]:
                 # far above rounding (1e-6), and no blow-up
