@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -16,42 +15,16 @@ from .directory import EngineDirectories
 from .errors import EngineError, InputError
 from .manifest import Manifest
 from .noise import NoiseSource, seeded_noise
-from .pipeline import Run
+from .pipeline import Animation, Run
 from .settings import CONTROLS, Settings
 from .timing import Progress, ProgressCallback
-from .types import U8
 
-ImageSource = Any
-"""Path, uint8 array [height, width, 3] in RGB, or PIL image."""
-VideoSource = Any
-"""Path, or any iterable of uint8 arrays [height, width, 3] in RGB."""
+__all__ = ["Animation", "Animator", "Observer"]
+
 Observer = Callable[[str, Any], None]
 """`observer(name, value)` sees intermediate results: "reference" (uint8 [H, W, 3]), "driving" (uint8 [h, w, 3], once
 per frame), "poses" (uint8 [frames, 3, H, W]), "motion" (types.Motion), "conditions" (types.Conditions), "denoise_step"
 (denoise.StepTrace, once per step), "latents" (float32 [frames, 4, H/8, W/8])."""
-
-
-@dataclass(frozen=True)
-class Animation:
-    """A finished animation.
-
-    Attributes:
-        frames: uint8 [frames, height, width, 3], RGB; the reference frame is dropped.
-        fps: frames per second.
-        timings: seconds per stage.
-    """
-
-    frames: U8
-    fps: float
-    timings: Mapping[str, float] = field(default_factory=dict)
-
-    def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write an H.264 mp4; the file appears only when it is complete.
-
-        Raises:
-            InputError: the file cannot be written there.
-        """
-        return media.write_video(path, self.frames, self.fps)
 
 
 class Animator:
@@ -93,8 +66,8 @@ class Animator:
 
     def run(
         self,
-        ref: ImageSource,
-        video: VideoSource,
+        ref: media.ImageSource,
+        video: media.VideoSource,
         *,
         steps: int = 25,
         guidance_scale: float = 2.0,
@@ -150,7 +123,7 @@ class Animator:
             stride=stride,
             seed=seed,
             fps=fps,
-            controls=tuple(controls) if not isinstance(controls, str) else controls,  # type: ignore[arg-type]
+            controls=controls,  # type: ignore[arg-type]  # checked and made a tuple there
             noise_aug_strength=noise_aug_strength,
             motion_bucket_id=motion_bucket_id,
         )
@@ -165,8 +138,7 @@ class Animator:
                 Progress(progress, cancel),
                 observer or _ignore,
             )
-            result = one_run.animate(image, media.open_video(video), output)
-        return Animation(result.frames, result.fps, result.timings)
+            return one_run.animate(image, media.open_video(video), output)
 
 
 def _ignore(name: str, value: Any) -> None:

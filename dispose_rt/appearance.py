@@ -54,7 +54,7 @@ def joint_embeddings(dift_features: F32, track: Track, height: int, width: int) 
     """
     if dift_features.ndim != 4 or dift_features.shape[0] != 1:
         raise InputError(f"the DIFT features are {list(dift_features.shape)}; expected [1, channels, rows, columns]")
-    _check_finite(track)
+    track.check_finite()
     visible = track.visible[0]
     positions = np.clip(track.joints[0, visible] * (height, width), 0, (height - 1, width - 1)).astype(np.int32)
     embeddings = np.zeros((JOINTS, dift_features.shape[1]), np.float32)
@@ -78,7 +78,7 @@ def group_points(track: Track, embeddings: F32, height: int, width: int) -> Poin
     Raises:
         InputError: a visible joint is not finite.
     """
-    _check_finite(track)
+    track.check_finite()
     frames, grid = len(track.joints), (height // _CELL_PX, width // _CELL_PX)
     cells = np.full((frames, *grid), -1, np.int32)
     groups: dict[tuple[int, ...], int] = {}
@@ -128,9 +128,3 @@ def point_features(
     answers = [point_encoder.run({"embeddings": rows[start : start + limit]}) for start in range(0, len(rows), limit)]
     levels = [np.concatenate([answer[f"point_features_{level}"] for answer in answers]) for level in range(POSE_LEVELS)]
     return kernels.scatter_point_features(levels, groups.cells)
-
-
-def _check_finite(track: Track) -> None:
-    broken = track.visible & ~np.isfinite(track.joints).all(axis=-1)
-    if broken.any():
-        raise InputError(f"visible joints are not finite in frames {np.flatnonzero(broken.any(axis=1)).tolist()}")

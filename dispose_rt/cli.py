@@ -18,7 +18,7 @@ from typing import TextIO
 from . import __version__
 from .contract import NETWORKS, Sizes, TensorSpec
 from .errors import DisposeError, InputError
-from .manifest import FILE_NAME, Manifest, NetworkRecord, check_files, read_manifest
+from .manifest import Manifest, NetworkRecord, check_files, read_manifests
 from .settings import CONTROLS, Settings
 
 OK, FAILED, MISUSED, INTERRUPTED = 0, 1, 2, 130
@@ -273,12 +273,7 @@ def _import_exporter() -> ModuleType:
 
 
 def _inspect(options: argparse.Namespace) -> int:
-    root: Path = options.directory
-    folders = [root]
-    if not (root / FILE_NAME).exists():
-        folders = sorted(path.parent for path in root.glob(f"*/{FILE_NAME}")) or [root]
-    manifests = [read_manifest(folder) for folder in folders]
-    for manifest in manifests:
+    for manifest in read_manifests(options.directory):
         if options.verify:
             check_files(manifest)
         print("\n".join(_describe(manifest)))
@@ -308,8 +303,7 @@ def _describe(manifest: Manifest) -> Iterator[str]:
 def _format_tensor(tensor: TensorSpec, compute_dtype: str, sizes: Sizes) -> str:
     """For example "sparse_flow float32 [frames<=16, 2, 384, 384]"."""
     dims = (dim if isinstance(dim, int) else f"{dim}<={sizes.limit(dim)}" for dim in sizes.resolve(tensor.shape))
-    dtype = compute_dtype if tensor.dtype == "compute" else tensor.dtype
-    return f"{tensor.name} {dtype} [{', '.join(str(dim) for dim in dims)}]"
+    return f"{tensor.name} {tensor.resolve_dtype(compute_dtype)} [{', '.join(str(dim) for dim in dims)}]"
 
 
 def _size_bytes(record: NetworkRecord) -> int:

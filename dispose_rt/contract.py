@@ -24,17 +24,19 @@ CMP_SIZE_PX = 384
 CLIP_SIZE_PX = 224
 
 Dim = int | str
-#: "compute" is resolved by the engine's precision (float32, float16, bfloat16)
-DTYPES = ("float32", "compute")
 
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """One input or output: its name, symbolic shape and dtype ("float32" or "compute")."""
+    """One input or output: name, symbolic shape and dtype, "float32" or "compute" (as the engine's precision says)."""
 
     name: str
     shape: tuple[Dim, ...]
     dtype: str = "float32"
+
+    def resolve_dtype(self, compute_dtype: str) -> str:
+        """Name of the dtype in a network that computes in `compute_dtype`."""
+        return compute_dtype if self.dtype == "compute" else self.dtype
 
 
 @dataclass(frozen=True)

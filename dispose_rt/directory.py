@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 
 from .errors import ManifestError
-from .manifest import FILE_NAME, Manifest, check_files, read_manifest
+from .manifest import Manifest, check_files, read_manifests
 
 
 class EngineDirectories:
@@ -20,10 +20,7 @@ class EngineDirectories:
     """
 
     def __init__(self, root: Path) -> None:
-        folders = [root]
-        if root.is_dir() and not (root / FILE_NAME).exists():
-            folders = sorted(path.parent for path in root.glob(f"*/{FILE_NAME}")) or [root]
-        self._manifests = [read_manifest(folder) for folder in folders]
+        self._manifests = read_manifests(root)
         for manifest in self._manifests:
             check_files(manifest)
 

@@ -185,6 +185,18 @@ def _parse_network(record: dict[str, Any]) -> NetworkRecord:
     return NetworkRecord(files, str(record["build_key"]), str(record["compute_dtype"]), dict(record["verification"]))
 
 
+def read_manifests(root: Path) -> list[Manifest]:
+    """Read an engine directory, or every engine directory in a folder, without looking at the engine files.
+
+    Raises:
+        ManifestError: there is none, or one of them cannot be used.
+    """
+    folders = [root]
+    if root.is_dir() and not (root / FILE_NAME).exists():
+        folders = sorted(path.parent for path in root.glob(f"*/{FILE_NAME}")) or [root]
+    return [read_manifest(folder) for folder in folders]
+
+
 def check_files(manifest: Manifest) -> None:
     """Compare every file's size and hash with the manifest.
 

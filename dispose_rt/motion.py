@@ -69,9 +69,7 @@ def joint_tracks_px(track: Track, height: int, width: int) -> F64:
     Raises:
         InputError: a visible joint is not finite.
     """
-    broken = track.visible & ~np.isfinite(track.joints).all(axis=-1)
-    if broken.any():
-        raise InputError(f"visible joints are not finite in frames {np.flatnonzero(broken.any(axis=1)).tolist()}")
+    track.check_finite()
     size = np.array([width, height])
     joints = np.where(track.visible[..., None], track.joints, 0)
     clamped: F64 = np.clip(joints * size, 0, size - 1)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,12 +25,26 @@ from .types import F32, U8, Conditions, Features, Motion, Pose, Track
 
 
 @dataclass(frozen=True)
-class Result:
-    """What a run leaves behind."""
+class Animation:
+    """A finished animation.
 
-    frames: U8  # [frames, height, width, 3]
+    Attributes:
+        frames: uint8 [frames, height, width, 3], RGB; the reference frame is dropped.
+        fps: frames per second.
+        timings: seconds per stage.
+    """
+
+    frames: U8
     fps: float
-    timings: dict[str, float]
+    timings: Mapping[str, float] = field(default_factory=dict)
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write an H.264 mp4; the file appears only when it is complete.
+
+        Raises:
+            InputError: the file cannot be written there.
+        """
+        return media.write_video(path, self.frames, self.fps)
 
 
 @dataclass(frozen=True)
@@ -71,7 +86,7 @@ class Run:
         self._observe = observe
         self._watch = Stopwatch()
 
-    def animate(self, image: U8, video: media.Video, output: str | os.PathLike[str] | None) -> Result:
+    def animate(self, image: U8, video: media.Video, output: str | os.PathLike[str] | None) -> Animation:
         """Run all stages in order."""
         settings, sizes, stage = self._settings, self._sizes, self._watch.stage
         if output is not None:
@@ -99,7 +114,7 @@ class Run:
             self._observe("latents", latents)
         with stage("decode"):
             frames = self._decode(latents, fps, output)
-        return Result(frames, fps, self._watch.seconds)
+        return Animation(frames, fps, self._watch.seconds)
 
     def _detect(self, reference: U8, video: media.Video, step: int) -> Detected:
         """Find the person in the reference and in every driving frame."""

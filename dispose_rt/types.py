@@ -8,6 +8,8 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from .errors import InputError
+
 F32: TypeAlias = NDArray[np.float32]
 F64: TypeAlias = NDArray[np.float64]
 I32: TypeAlias = NDArray[np.int32]
@@ -63,6 +65,12 @@ class Track:
 
     joints: F64  # [frames, 18, 2] fractions of the frame
     visible: Bools  # [frames, 18]
+
+    def check_finite(self) -> None:
+        """Raise an InputError that names the frames in which a visible joint is not finite."""
+        broken = self.visible & ~np.isfinite(self.joints).all(axis=-1)
+        if broken.any():
+            raise InputError(f"visible joints are not finite in frames {np.flatnonzero(broken.any(axis=1)).tolist()}")
 
 
 @dataclass(frozen=True)

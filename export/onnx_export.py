@@ -41,7 +41,7 @@ def sample_inputs(
     for tensor in spec.inputs:
         shape = sizes.resolve(tensor.shape, dynamic)
         values = torch.from_numpy(_sample(tensor, tuple(int(dim) for dim in shape), random))
-        samples[tensor.name] = values.to(TORCH_DTYPES[compute_dtype if tensor.dtype == "compute" else tensor.dtype])
+        samples[tensor.name] = values.to(TORCH_DTYPES[tensor.resolve_dtype(compute_dtype)])
     return samples
 
 

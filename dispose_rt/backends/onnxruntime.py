@@ -43,10 +43,7 @@ class OnnxRuntimeEngine:
         assert self._session is not None
         theirs = {t.name: _NUMPY_DTYPES.get(t.type, t.type) for t in self._session.get_inputs()}
         theirs |= {t.name: _NUMPY_DTYPES.get(t.type, t.type) for t in self._session.get_outputs()}
-        ours = {
-            t.name: self._compute_dtype if t.dtype == "compute" else t.dtype
-            for t in (*self._spec.inputs, *self._spec.outputs)
-        }
+        ours = {t.name: t.resolve_dtype(self._compute_dtype) for t in (*self._spec.inputs, *self._spec.outputs)}
         if theirs != ours:
             different = sorted(theirs.items() ^ ours.items())
             raise EngineError(f"{self.name}: file and contract differ in {different}. Build the directory again.")

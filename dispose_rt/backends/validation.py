@@ -28,7 +28,7 @@ def check_inputs(
         array = inputs.get(tensor.name)
         if array is None:
             continue
-        dtype = compute_dtype if tensor.dtype == "compute" else tensor.dtype
+        dtype = tensor.resolve_dtype(compute_dtype)
         shape = sizes.resolve(tensor.shape)
         fits = len(shape) == array.ndim
         for want, got in zip(shape, array.shape, strict=False):
