@@ -116,11 +116,11 @@ def scatter_point_features(features: Sequence[Features], cells: I32) -> tuple[Fe
     the occupancy of each block's first cell, as in the reference.
 
     Args:
-        features: per level float32 or float16 [groups, channels of the level]; arithmetic is float32.
+        features: per level [groups, channels of the level], all float32 or all float16; arithmetic is float32.
         cells: int32 [frames, rows, columns], the group that sits in a cell or -1; rows and columns divisible by 4.
 
     Returns:
-        Per level an array [frames, channels, rows / factor, columns / factor] of the level's input dtype.
+        Per level an array [frames, channels, rows / factor, columns / factor] of the features' dtype.
 
     Raises:
         InputError: an array has another shape or dtype, or a cell names a group that does not exist.
@@ -131,25 +131,29 @@ def scatter_point_features(features: Sequence[Features], cells: I32) -> tuple[Fe
         raise InputError(f"{len(features)} levels of point features; expected {len(POINT_LEVEL_FACTORS)}")
     if any(length % max(POINT_LEVEL_FACTORS) for length in cells.shape[1:]):
         raise InputError(f"cells has the grid {cells.shape[1:]}; both sides must be divisible by 4")
-    groups = len(features[0])
+    tables = _readable_tables(features)
+    dtype, groups = tables[0].dtype, len(tables[0])
     if cells.size and not (cells.min() >= -1 and cells.max() < groups):
         raise InputError(f"cells holds {cells.min()}..{cells.max()}; expected -1 or one of {groups} groups")
-    finest, half, quarter, last = (
-        _scatter_level(level, factor, groups, features[level], cells)
-        for level, factor in enumerate(POINT_LEVEL_FACTORS)
-    )
+    frames, rows, columns = cells.shape
+    channels = [table.shape[1] for table in tables]
+    finest, half, quarter, last = levels = [
+        np.empty((frames, count, rows // factor, columns // factor), dtype)
+        for count, factor in zip(channels, POINT_LEVEL_FACTORS, strict=True)
+    ]
+    kernel = "scatter_point_features_f16" if dtype == np.float16 else "scatter_point_features_f32"
+    _launch(kernel, cells, *tables, *levels, frames, rows, columns, *channels)
     return finest, half, quarter, last
 
 
-def _scatter_level(level: int, factor: int, groups: int, features: Features, cells: I32) -> Features:
-    dtype = np.float16 if getattr(features, "dtype", None) == np.float16 else np.float32
-    features = _readable(f"features of level {level}", features, dtype, (groups, "channels"))
-    frames, rows, columns = cells.shape
-    channels = features.shape[1]
-    scattered = np.empty((frames, channels, rows // factor, columns // factor), dtype)
-    kernel = "scatter_point_features_f16" if dtype == np.float16 else "scatter_point_features_f32"
-    _launch(kernel, features, cells, scattered, frames, channels, rows, columns, factor)
-    return scattered
+def _readable_tables(features: Sequence[Features]) -> list[Features]:
+    """Per level [groups, channels], all with the dtype and the groups of the first."""
+    dtype = np.float16 if getattr(features[0], "dtype", None) == np.float16 else np.float32
+    tables: list[Features] = []
+    for level, table in enumerate(features):
+        groups = len(tables[0]) if tables else "groups"
+        tables.append(_readable(f"features of level {level}", table, dtype, (groups, "channels")))
+    return tables
 
 
 def accumulate_tile(sums: F32, frame_weights: F32, noise_pred: F32, slot_frames: I32, slot_weights: F32) -> None:

@@ -8,6 +8,8 @@ namespace dispose_rt {
 
 // Row: a slot of one guidance half. Columns: elements of a frame.
 struct AccumulateTile {
+    static constexpr Position kLanes = 4;
+
     const float* noise_pred;          // [2, slots, elements]
     const std::int32_t* slot_frames;  // [slots] frame of the clip
     const float* slot_weights;        // [slots]; a slot of weight 0 is dropped, whatever it holds
@@ -15,14 +17,16 @@ struct AccumulateTile {
     float* frame_weights;             // [frames]
     Index slots, frames, elements;
 
-    DISPOSE_TARGET void operator()(Index row, Index begin, Index end) const {
-        const Index half = row / slots, slot = row % slots, frame = slot_frames[slot];
+    DISPOSE_TARGET void operator()(Position row, Span<kLanes> span) const {
+        const auto [half, slot] = split(row, slots);
+        const Index frame = slot_frames[slot];
         const float weight = slot_weights[slot];
         if (weight == 0) return;
-        if (half == 0 && begin == 0) frame_weights[frame] += weight;
-        const float* const source = noise_pred + row * elements;
-        float* const target = sums + (half * frames + frame) * elements;
-        for (Index element = begin; element < end; ++element) target[element] += weight * source[element];
+        if (half == 0 && span.begin == 0) frame_weights[frame] += weight;
+        const InputLine<float, kLanes> source(noise_pred + row * elements, span);
+        UpdatedLine<float, kLanes> target(sums + (half * frames + frame) * elements, span);
+        span.each([&](Column element) { target[element] += weight * source[element]; });
+        target.store();
     }
 };
 

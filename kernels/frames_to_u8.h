@@ -5,18 +5,26 @@
 
 namespace dispose_rt {
 
+struct Rgb {
+    std::uint8_t channels[3];
+};
+
 // Row: a line of a frame. Columns: pixels along x.
 struct FramesToU8 {
-    const float* frames;   // [frames, 3, height, width]
-    std::uint8_t* pixels;  // [frames, height, width, 3]
+    static constexpr Position kLanes = 4;
+
+    const float* frames;  // [frames, 3, height, width]
+    Rgb* pixels;          // [frames, height, width]
     Index height, width;
 
-    DISPOSE_TARGET void operator()(Index row, Index begin, Index end) const {
-        const Index frame = row / height, y = row % height;
-        for (Index channel = 0; channel < 3; ++channel) {
-            const float* const line = frames + ((frame * 3 + channel) * height + y) * width;
-            for (Index x = begin; x < end; ++x) pixels[(row * width + x) * 3 + channel] = level(line[x]);
+    DISPOSE_TARGET void operator()(Position row, Span<kLanes> span) const {
+        const auto [frame, y] = split(row, height);
+        OutputLine<Rgb, kLanes> line(pixels + row * width, span);
+        DISPOSE_UNROLL for (int channel = 0; channel < 3; ++channel) {
+            const InputLine<float, kLanes> plane(frames + ((frame * Index{3} + channel) * height + y) * width, span);
+            span.each([&](Column x) { line[x].channels[channel] = level(plane[x]); });
         }
+        line.store();
     }
 
     // Truncated, not rounded, as the reference does. NaN becomes 0: no comparison with it holds.
@@ -30,7 +38,8 @@ struct FramesToU8 {
 inline Status frames_to_u8(const float* frames,   // [frames, 3, height, width]
                            std::uint8_t* pixels,  // [frames, height, width, 3]
                            Index count, Index height, Index width, Stream stream) {
-    const FramesToU8 convert{frames, pixels, height, width};
+    static_assert(sizeof(Rgb) == 3, "pixels lie side by side");
+    const FramesToU8 convert{frames, reinterpret_cast<Rgb*>(pixels), height, width};
     return parallel_for(count * height, width, stream, convert);
 }
 

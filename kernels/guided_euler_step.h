@@ -10,6 +10,8 @@ namespace dispose_rt {
 
 // Row: a frame. Columns: elements of a frame.
 struct GuidedEulerStep {
+    static constexpr Position kLanes = 4;
+
     const float* latents;        // [frames, elements]
     const float* sums;           // [2, frames, elements] unconditional, conditional
     const float* frame_weights;  // [frames] sum of the weights behind sums, > 0
@@ -22,19 +24,23 @@ struct GuidedEulerStep {
     float sigma_change;     // sigma_next - sigma
     float input_divisor;    // sqrt(sigma_next^2 + 1)
 
-    DISPOSE_TARGET void operator()(Index row, Index begin, Index end) const {
+    DISPOSE_TARGET void operator()(Position row, Span<kLanes> span) const {
         const float weight = frame_weights[row];
-        const float* const unconditional = sums + row * elements;
-        const float* const conditional = sums + (frames + row) * elements;
-        for (Index element = begin; element < end; ++element) {
-            const Index at = row * elements + element;
-            const float velocity = guided(unconditional[element] / weight, conditional[element] / weight);
-            const float denoised = velocity * velocity_factor + latents[at] / sample_divisor;
-            const float derivative = (latents[at] - denoised) / sigma;
-            const float next = latents[at] + derivative * sigma_change;
-            next_latents[at] = next;
-            next_input[at] = next / input_divisor;
-        }
+        const InputLine<float, kLanes> unconditional(sums + row * elements, span);
+        const InputLine<float, kLanes> conditional(sums + (frames + row) * elements, span);
+        const InputLine<float, kLanes> current(latents + row * elements, span);
+        OutputLine<float, kLanes> stepped(next_latents + row * elements, span);
+        OutputLine<float, kLanes> scaled(next_input + row * elements, span);
+        span.each([&](Column at) {
+            const float velocity = guided(unconditional[at] / weight, conditional[at] / weight);
+            const float denoised = velocity * velocity_factor + current[at] / sample_divisor;
+            const float derivative = (current[at] - denoised) / sigma;
+            const float next = current[at] + derivative * sigma_change;
+            stepped[at] = next;
+            scaled[at] = next / input_divisor;
+        });
+        stepped.store();
+        scaled.store();
     }
 
     // A scale of 1 is the conditional half alone, whatever the other half holds.

@@ -27,15 +27,14 @@ DISPOSE_TARGET inline float float_of(std::uint32_t bits) {
 
 DISPOSE_TARGET inline float load(float stored) { return stored; }
 
+// Every kind of number is worked out and one is chosen: threads of a GPU would take branches one after the other.
 DISPOSE_TARGET inline float load(Half stored) {
     const std::uint32_t sign = (stored.bits & 0x8000u) << 16;
-    const std::uint32_t exponent = (stored.bits >> 10) & 0x1fu;
-    const std::uint32_t mantissa = stored.bits & 0x3ffu;
-    if (exponent == 0) {  // zero or subnormal: mantissa * 2^-24, exact in float
-        return float_of(sign | bits_of(static_cast<float>(mantissa) * 0x1p-24f));
-    }
-    if (exponent == 0x1f) return float_of(sign | 0x7f800000u | (mantissa << 13));  // infinity or NaN
-    return float_of(sign | ((exponent + 112) << 23) | (mantissa << 13));
+    const std::uint32_t magnitude = stored.bits & 0x7fffu;
+    const std::uint32_t subnormal = bits_of(float_of(bits_of(0.5f) | magnitude) - 0.5f);  // multiples of 2^-24: exact
+    const std::uint32_t normal = (magnitude << 13) + (112u << 23);
+    const std::uint32_t special = 0x7f800000u | (magnitude << 13);  // infinity or NaN
+    return float_of(sign | (magnitude < 0x400u ? subnormal : magnitude < 0x7c00u ? normal : special));
 }
 
 DISPOSE_TARGET inline void store(float value, float* target) { *target = value; }
@@ -44,17 +43,13 @@ DISPOSE_TARGET inline void store(float value, float* target) { *target = value; 
 DISPOSE_TARGET inline void store(float value, Half* target) {
     const std::uint32_t bits = bits_of(value);
     const std::uint32_t magnitude = bits & 0x7fffffffu;
-    std::uint32_t half;
-    if (magnitude > 0x7f800000u) {
-        half = 0x7e00u;                     // NaN
-    } else if (magnitude >= 0x477ff000u) {  // 65520, half way beyond the largest half
-        half = 0x7c00u;
-    } else if (magnitude < 0x38800000u) {  // below 2^-14: adding 0.5 lets the FPU round to multiples of 2^-24
-        half = bits_of(float_of(magnitude) + 0.5f) - bits_of(0.5f);
-    } else {
-        const std::uint32_t rounded = magnitude + 0xfffu + ((magnitude >> 13) & 1u);
-        half = (rounded - (112u << 23)) >> 13;
-    }
+    // Below 2^-14: adding 0.5 lets the FPU round to multiples of 2^-24.
+    const std::uint32_t subnormal = bits_of(float_of(magnitude) + 0.5f) - bits_of(0.5f);
+    const std::uint32_t normal = (magnitude + 0xfffu + ((magnitude >> 13) & 1u) - (112u << 23)) >> 13;
+    const std::uint32_t finite = magnitude < 0x38800000u ? subnormal : normal;
+    // 65520, half way beyond the largest half, and above is infinity.
+    const std::uint32_t special = magnitude > 0x7f800000u ? 0x7e00u : 0x7c00u;
+    const std::uint32_t half = magnitude < 0x477ff000u ? finite : special;
     target->bits = static_cast<std::uint16_t>(((bits >> 16) & 0x8000u) | half);
 }
 

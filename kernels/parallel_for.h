@@ -1,69 +1,109 @@
 // One source for two targets. Every kernel is a functor over spans of a row, and `parallel_for` runs it: on the CPU a
-// row is one span, so that inner loops vectorise; on a GPU every column is a span of its own, one thread each.
+// row is one span and threads share the rows; on a GPU every thread has one span of Body::kLanes columns.
 // Kernels gather: a cell is written by exactly one call, so results have the same bits every run, on any number of
 // threads.
-//
-// This is the only file that knows which target is being compiled.
 #pragma once
 
-#include <cstdint>
+#include "span.h"
+#include "target.h"
 
-namespace dispose_rt {
-
-using Index = std::int64_t;
-// A cudaStream_t as an integer; 0 is the default stream. The CPU ignores it and is done on return.
-using Stream = std::uintptr_t;
-// nullptr, or what went wrong. The text is static: nobody frees it.
-using Status = const char*;
-
-}  // namespace dispose_rt
-
-#ifdef __CUDACC__
-
-#include <cuda_runtime.h>
-
-#define DISPOSE_TARGET __host__ __device__
-
-namespace dispose_rt {
-
-inline constexpr const char* kTarget = "cuda";
-
-template <typename Body>
-__global__ void run_spans(Index columns, Body body) {
-    // Rows lie on x, which has room for 2^31 blocks; y has room for 65535.
-    const Index row = static_cast<Index>(blockIdx.x);
-    const Index column = static_cast<Index>(blockIdx.y) * blockDim.x + threadIdx.x;
-    if (column < columns) body(row, column, column + 1);
-}
-
-// Queue body(row, begin, end) for every row on the stream, with columns split in spans [begin, end).
-template <typename Body>
-Status parallel_for(Index rows, Index columns, Stream stream, const Body& body) {
-    constexpr Index kMaxThreads = 256, kMaxRows = 0x7fffffff, kMaxColumnBlocks = 65535;
-    if (rows == 0 || columns == 0) return nullptr;
-    const Index threads = columns < kMaxThreads ? (columns + 31) / 32 * 32 : kMaxThreads;
-    const Index column_blocks = (columns + threads - 1) / threads;
-    if (rows > kMaxRows || column_blocks > kMaxColumnBlocks) return "the array is too large for one kernel launch";
-    const dim3 grid(static_cast<unsigned>(rows), static_cast<unsigned>(column_blocks));
-    run_spans<<<grid, static_cast<unsigned>(threads), 0, reinterpret_cast<cudaStream_t>(stream)>>>(columns, body);
-    const cudaError_t error = cudaGetLastError();
-    return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
-}
-
-}  // namespace dispose_rt
-
-#else
-
+#ifndef __CUDACC__
 #include <algorithm>
 #include <system_error>
 #include <thread>
 #include <vector>
-
-#define DISPOSE_TARGET
+#endif
 
 namespace dispose_rt {
 
-inline constexpr const char* kTarget = "cpu";
+// A kernel and how far it goes: body(row, span) for every row, with columns split in spans.
+template <typename Body>
+struct Work {
+    Index rows, columns;
+    Body body;
+};
+
+inline constexpr const char* kTooLarge = "the array is too large for one kernel launch";
+
+#ifdef __CUDACC__
+
+inline constexpr unsigned kThreads = 256;
+
+// Works that run in one launch, each in blocks of its own.
+template <typename Body, int kWorks>
+struct Launch {
+    Work<Body> works[kWorks];
+    unsigned first_block[kWorks + 1];
+};
+
+// A launch may begin while the one before it still runs (see launch_spans): its blocks take the room that is left, and
+// wait here until everything queued before is done and visible. Called first of all, by every thread.
+DISPOSE_TARGET inline void await_earlier_work() {
+#if __CUDA_ARCH__ >= 900
+    cudaGridDependencySynchronize();
+    cudaTriggerProgrammaticLaunchCompletion();
+#endif
+}
+
+// Threads count through the spans of all rows, so that blocks are full whatever the width of a row.
+template <typename Body, int kWorks>
+__global__ void __launch_bounds__(kThreads) run_spans(const __grid_constant__ Launch<Body, kWorks> launch) {
+    await_earlier_work();
+    int index = 0;
+    while (index + 1 < kWorks && blockIdx.x >= launch.first_block[index + 1]) ++index;
+    const Work<Body>& work = launch.works[index];
+    const Position columns = static_cast<Position>(work.columns);
+    const unsigned spans = (static_cast<unsigned>(columns) + Body::kLanes - 1) / Body::kLanes;
+    const unsigned thread = (blockIdx.x - launch.first_block[index]) * kThreads + threadIdx.x;
+    const unsigned row = thread / spans;
+    if (row >= static_cast<unsigned>(work.rows)) return;
+    const Position begin = static_cast<Position>(thread - row * spans) * Body::kLanes;
+    const Position end = columns - begin > Body::kLanes ? begin + Body::kLanes : columns;
+    work.body(static_cast<Position>(row), Span<Body::kLanes>{begin, end});
+}
+
+// Lets the launch begin early where the code for the current GPU waits for its predecessor, from sm_90 on: the gap
+// between two launches is as long as a few MB take.
+template <typename Body, int kWorks>
+cudaError_t launch_spans(const Launch<Body, kWorks>& launch, Index blocks, Stream stream) {
+    cudaFuncAttributes code;
+    const cudaError_t error = cudaFuncGetAttributes(&code, run_spans<Body, kWorks>);
+    if (error != cudaSuccess) return error;
+    cudaLaunchAttribute early{};
+    early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    early.val.programmaticStreamSerializationAllowed = 1;
+    cudaLaunchConfig_t config{};
+    config.gridDim = dim3(static_cast<unsigned>(blocks));
+    config.blockDim = dim3(kThreads);
+    config.stream = reinterpret_cast<cudaStream_t>(stream);
+    config.attrs = &early;
+    config.numAttrs = code.ptxVersion >= 90 ? 1 : 0;
+    return cudaLaunchKernelEx(&config, run_spans<Body, kWorks>, launch);
+}
+
+// Queues the works on the stream, all in one launch.
+template <typename Body, int kWorks>
+Status parallel_for(const Work<Body> (&works)[kWorks], Stream stream) {
+    Launch<Body, kWorks> launch{};
+    Index blocks = 0;
+    for (int i = 0; i < kWorks; ++i) {
+        const Index rows = works[i].rows, columns = works[i].columns;
+        launch.works[i] = works[i];
+        launch.first_block[i] = static_cast<unsigned>(blocks);
+        if (rows == 0 || columns == 0) continue;
+        if (rows > kMaxPosition || columns > kMaxPosition - Body::kLanes) return kTooLarge;
+        const Index spans = ceil_div(columns, Body::kLanes);
+        if (rows > kMaxPosition / spans) return kTooLarge;
+        blocks += ceil_div(rows * spans, kThreads);
+        if (blocks > kMaxPosition) return kTooLarge;
+    }
+    launch.first_block[kWorks] = static_cast<unsigned>(blocks);
+    if (blocks == 0) return nullptr;
+    const cudaError_t error = launch_spans(launch, blocks, stream);
+    return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+}
+
+#else
 
 // Threads worth starting: one takes some ten microseconds to start, as long as a few ten thousand cells take.
 inline Index count_workers(Index rows, Index columns) {
@@ -72,15 +112,16 @@ inline Index count_workers(Index rows, Index columns) {
     return std::max(Index{1}, std::min({cores, rows, rows * columns / kCellsPerWorker, kMaxWorkers}));
 }
 
-// Call body(row, 0, columns) for every row. The threads end with the call, so that none competes with those of the
-// inference engine afterwards.
+// The threads end with the call, so that none competes with those of the inference engine afterwards.
 template <typename Body>
-Status parallel_for(Index rows, Index columns, Stream /*stream*/, const Body& body) {
-    if (rows == 0 || columns == 0) return nullptr;
-    const Index workers = count_workers(rows, columns);
+Status run_rows(const Work<Body>& work) {
+    if (work.rows > kMaxPosition || work.columns > kMaxPosition) return kTooLarge;
+    if (work.rows == 0 || work.columns == 0) return nullptr;
+    const Index workers = count_workers(work.rows, work.columns);
+    const Span<Body::kLanes> span{0, static_cast<Position>(work.columns)};
     const auto run_share = [&](Index worker) {
-        const Index end = rows * (worker + 1) / workers;
-        for (Index row = rows * worker / workers; row < end; ++row) body(row, Index{0}, columns);
+        const Index end = work.rows * (worker + 1) / workers;
+        for (Index row = work.rows * worker / workers; row < end; ++row) work.body(static_cast<Position>(row), span);
     };
     std::vector<std::thread> threads;
     threads.reserve(static_cast<std::size_t>(workers));
@@ -96,6 +137,20 @@ Status parallel_for(Index rows, Index columns, Stream /*stream*/, const Body& bo
     return nullptr;
 }
 
-}  // namespace dispose_rt
+template <typename Body, int kWorks>
+Status parallel_for(const Work<Body> (&works)[kWorks], Stream /*stream*/) {
+    for (const Work<Body>& work : works) {
+        if (const Status error = run_rows(work)) return error;
+    }
+    return nullptr;
+}
 
 #endif
+
+template <typename Body>
+Status parallel_for(Index rows, Index columns, Stream stream, const Body& body) {
+    const Work<Body> works[1] = {{rows, columns, body}};
+    return parallel_for(works, stream);
+}
+
+}  // namespace dispose_rt

@@ -7,21 +7,31 @@ namespace dispose_rt {
 
 // Row: a line of one channel of a frame. Columns: pixels along x.
 struct RasterizeSparseFlow {
+    static constexpr Position kLanes = 4;
+
     const std::int32_t* positions;  // [hints, 2] x, y in pixels, the same in every frame
     const float* values;            // [frames, hints, 2] x, y
     float* flow;                    // [frames, 2, height, width]
     float* mask;                    // [frames, 2, height, width]
     Index hints, height, width;
 
-    DISPOSE_TARGET void operator()(Index row, Index begin, Index end) const {
-        const Index y = row % height, channel = row / height % 2, frame = row / height / 2;
-        for (Index x = begin; x < end; ++x) flow[row * width + x] = mask[row * width + x] = 0;
+    DISPOSE_TARGET void operator()(Position row, Span<kLanes> span) const {
+        const auto [plane, y] = split(row, height);
+        const auto [frame, channel] = split(plane, 2);
+        OutputLine<float, kLanes> flow_line(flow + row * width, span);
+        OutputLine<float, kLanes> mask_line(mask + row * width, span);
+        span.each([&](Column x) { flow_line[x] = mask_line[x] = 0; });
         for (Index hint = 0; hint < hints; ++hint) {  // in order: the last writer wins
-            const Index x = positions[2 * hint];
-            if (positions[2 * hint + 1] != y || x < begin || x >= end) continue;
-            flow[row * width + x] = values[2 * (frame * hints + hint) + channel];
-            mask[row * width + x] = 1;
+            if (positions[2 * hint + 1] != y) continue;
+            const PlacedLine<float, kLanes> value(values + 2 * (frame * hints + hint) + channel, positions[2 * hint], 1,
+                                                  span);
+            value.each([&](Column x, float hinted) {
+                flow_line[x] = hinted;
+                mask_line[x] = 1;
+            });
         }
+        flow_line.store();
+        mask_line.store();
     }
 };
 

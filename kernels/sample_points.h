@@ -22,22 +22,26 @@ DISPOSE_TARGET inline LinearTap linear_tap(Index at, Index source_length, Index 
 
 // Row: a point. Columns: channels.
 struct SamplePoints {
+    static constexpr Position kLanes = 1;  // neighbours lie a whole map apart
+
     const float* features;          // [channels, source_height, source_width]
     const std::int32_t* positions;  // [points, 2] x, y in pixels of the enlarged map
     float* samples;                 // [points, channels]
     Index channels, source_height, source_width, height, width;
 
-    DISPOSE_TARGET void operator()(Index row, Index begin, Index end) const {
+    DISPOSE_TARGET void operator()(Position row, Span<kLanes> span) const {
         const LinearTap x = linear_tap(positions[2 * row], source_width, width);
         const LinearTap y = linear_tap(positions[2 * row + 1], source_height, height);
-        for (Index channel = begin; channel < end; ++channel) {
+        OutputLine<float, kLanes> line(samples + row * channels, span);
+        span.each([&](Column channel) {
             const float* const map = features + channel * source_height * source_width;
             const float* const upper = map + y.first * source_width;
             const float* const lower = map + y.second * source_width;
             const float above = (1 - x.weight) * upper[x.first] + x.weight * upper[x.second];
             const float below = (1 - x.weight) * lower[x.first] + x.weight * lower[x.second];
-            samples[row * channels + channel] = (1 - y.weight) * above + y.weight * below;
-        }
+            line[channel] = (1 - y.weight) * above + y.weight * below;
+        });
+        line.store();
     }
 };
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import cv2
@@ -12,12 +12,33 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kernel_targets import CudaLauncher, missing_for_cuda
 
 from dispose_rt import kernels
 from dispose_rt.errors import DeviceError, InputError
 
 SPLAT_TOLERANCE = 1e-6  # absolute, for displacements up to 1000 px; float32 accumulation of at most 18 products
 SEEDS = st.integers(0, 2**32 - 1)
+WIDTH, HEIGHT, FRAMES = 576, 1024, 16
+TARGETS = ["cpu", *(pytest.param(name, marks=pytest.mark.cuda) for name in ("cuda", "cuda, unaligned"))]
+
+
+@pytest.fixture(scope="module", params=TARGETS)
+def target(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Runs the kernels of a test on the target: on a GPU, the CPU's bits are demanded as well."""
+    if request.param == "cpu":
+        yield "cpu"
+        return
+    if reason := missing_for_cuda():
+        pytest.skip(reason)
+    launcher = CudaLauncher(offset=1 if "unaligned" in request.param else 0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kernels, "_launch", launcher)
+        yield "cuda"
+    launcher.close()
+
+
+on_every_target = pytest.mark.usefixtures("target")
 
 
 def random_impulses(seed: int, frames: int, impulses: int, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
@@ -29,6 +50,7 @@ def random_impulses(seed: int, frames: int, impulses: int, height: int, width: i
     return positions.astype(np.int32), rng.uniform(-1000, 1000, (frames, impulses, 2)).astype(np.float32)
 
 
+@on_every_target
 @settings(max_examples=60, deadline=None)
 @given(SEEDS, st.integers(1, 3), st.integers(1, 18), st.integers(1, 260), st.integers(1, 260))
 def test_splat_is_the_199_tap_filter(seed: int, frames: int, impulses: int, height: int, width: int) -> None:
@@ -39,6 +61,7 @@ def test_splat_is_the_199_tap_filter(seed: int, frames: int, impulses: int, heig
     np.testing.assert_allclose(flow, expected, rtol=0, atol=SPLAT_TOLERANCE * max(1, np.abs(expected).max()))
 
 
+@on_every_target
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 50, 99, 100, 101, 199, 400])
 def test_splat_of_a_constant_is_that_constant_at_any_size(size: int) -> None:
     """However often the border folds the taps, they still sum to 1."""
@@ -47,6 +70,7 @@ def test_splat_of_a_constant_is_that_constant_at_any_size(size: int) -> None:
     np.testing.assert_allclose(flow, 1, atol=1e-5)
 
 
+@on_every_target
 def test_splat_assigns_and_does_not_add() -> None:
     positions = np.array([[[5, 6], [5, 6], [-1, 2], [30, 6]]], np.int32)
     values = np.array([[[1, 2], [3, 4], [100, 100], [100, 100]]], np.float32)
@@ -55,6 +79,7 @@ def test_splat_assigns_and_does_not_add() -> None:
     assert alone.any()
 
 
+@on_every_target
 @pytest.mark.parametrize("shape", [(0, 18), (2, 0)])
 def test_splat_of_nothing_is_zero(shape: tuple[int, int]) -> None:
     flow = kernels.splat_gaussian_flow(np.zeros((*shape, 2), np.int32), np.ones((*shape, 2), np.float32), 8, 9)
@@ -62,6 +87,7 @@ def test_splat_of_nothing_is_zero(shape: tuple[int, int]) -> None:
     assert not flow.any()
 
 
+@on_every_target
 @settings(max_examples=60, deadline=None)
 @given(SEEDS, st.integers(0, 3), st.integers(0, 18), st.integers(1, 12), st.integers(1, 12))
 def test_rasterize_is_exact(seed: int, frames: int, hints: int, height: int, width: int) -> None:
@@ -72,6 +98,7 @@ def test_rasterize_is_exact(seed: int, frames: int, hints: int, height: int, wid
         np.testing.assert_array_equal(ours, theirs)
 
 
+@on_every_target
 @settings(max_examples=60, deadline=None)
 @given(SEEDS, st.integers(1, 9), st.integers(1, 9), st.integers(1, 20), st.integers(1, 20))
 def test_sampling_reads_the_enlarged_map(seed: int, rows: int, columns: int, grow_y: int, grow_x: int) -> None:
@@ -83,6 +110,7 @@ def test_sampling_reads_the_enlarged_map(seed: int, rows: int, columns: int, gro
     np.testing.assert_array_equal(got, references.sample_points(features, positions, height, width))
 
 
+@on_every_target
 @settings(max_examples=60, deadline=None)
 @given(SEEDS, st.integers(1, 3), st.integers(1, 3), st.integers(1, 3), st.floats(0, 1), st.sampled_from(["f4", "f2"]))
 def test_scatter_is_exact(seed: int, frames: int, rows: int, columns: int, fill: float, dtype: str) -> None:
@@ -96,6 +124,7 @@ def test_scatter_is_exact(seed: int, frames: int, rows: int, columns: int, fill:
         np.testing.assert_array_equal(ours, theirs)
 
 
+@on_every_target
 def test_half_precision_storage_is_numpy_s() -> None:
     """Every half goes through unchanged, and means of four of them round as numpy rounds them."""
     halves = np.arange(2**16, dtype=np.uint16).view(np.float16)
@@ -114,6 +143,7 @@ def test_half_precision_storage_is_numpy_s() -> None:
     np.testing.assert_array_equal(quarter[0, :, 0, 0], centre)
 
 
+@on_every_target
 def test_half_precision_storage_keeps_infinity_and_nan() -> None:
     table = np.array([[np.inf, -np.inf, np.nan]], np.float16)
     finest, *_ = kernels.scatter_point_features([table] * 4, np.zeros((1, 4, 4), np.int32))
@@ -132,6 +162,7 @@ def sampler_arrays(seed: int) -> dict[str, np.ndarray]:
     }
 
 
+@on_every_target
 @settings(max_examples=30, deadline=None)
 @given(SEEDS, st.integers(0, 4))
 def test_accumulation_is_exact(seed: int, spare: int) -> None:
@@ -147,6 +178,7 @@ def test_accumulation_is_exact(seed: int, spare: int) -> None:
     assert np.isfinite(sums).all()
 
 
+@on_every_target
 @settings(max_examples=30, deadline=None)
 @given(SEEDS, st.floats(1, 20, width=32), st.sampled_from([(700.0, 15.6), (15.6, 0.002), (0.002, 0.0)]))
 def test_euler_step_is_exact(seed: int, guidance: float, sigmas: tuple[float, float]) -> None:
@@ -159,6 +191,7 @@ def test_euler_step_is_exact(seed: int, guidance: float, sigmas: tuple[float, fl
     np.testing.assert_array_equal(kernels.guided_euler_step(*step), latents)
 
 
+@on_every_target
 def test_guidance_of_one_never_reads_the_unconditional_half() -> None:
     arrays = sampler_arrays(1)
     step = (arrays["frame_weights"], 1.0, 3.0, 1.0)
@@ -167,6 +200,7 @@ def test_guidance_of_one_never_reads_the_unconditional_half() -> None:
     np.testing.assert_array_equal(kernels.guided_euler_step(arrays["latents"], arrays["sums"], *step), expected)
 
 
+@on_every_target
 def test_frames_to_u8_truncates_every_level_as_numpy_does() -> None:
     edges = np.arange(256, dtype=np.float32) / np.float32(127.5) - 1
     special = np.array([-np.inf, np.inf, np.nan, -3, 3, 0, -0.0, 1, -1], np.float32)
@@ -306,6 +340,7 @@ def test_the_cuda_module_has_the_same_kernels_and_reports_its_errors() -> None:
     assert "too large" in error
 
 
+@on_every_target
 def test_arrays_that_are_shared_among_threads_are_exact() -> None:
     """Large enough that several threads split the rows, and not evenly."""
     rng = np.random.default_rng(5)
@@ -324,3 +359,54 @@ def test_arrays_that_are_shared_among_threads_are_exact() -> None:
     filtered = [cv2.sepFilter2D(one, -1, column, column, borderType=cv2.BORDER_REFLECT_101) for one in impulses]
     flow = kernels.splat_gaussian_flow(positions, values, height, width)
     np.testing.assert_allclose(flow.transpose(0, 2, 3, 1), filtered, rtol=0, atol=1e-7)
+
+
+def full_size_calls(seed: int) -> dict[str, Callable[[], Any]]:
+    """Every kernel at the size of a published run: 16 frames of 576 x 1024."""
+    rng = np.random.default_rng(seed)
+    positions, values = random_impulses(seed, FRAMES, 18, HEIGHT, WIDTH)
+    cells = rng.integers(-300, 18, (FRAMES, HEIGHT // 16, WIDTH // 16), np.int32).clip(-1)
+    tables = [rng.standard_normal((18, channels), np.float32) for channels in (320, 640, 1280, 1280)]
+    latents = rng.standard_normal((FRAMES, 4, HEIGHT // 8, WIDTH // 8), np.float32)
+    sums = rng.standard_normal((2, *latents.shape), np.float32)
+    weights = rng.uniform(0.1, 2, FRAMES).astype(np.float32)
+    slots = rng.permutation(FRAMES).astype(np.int32)
+    features = rng.standard_normal((1280, HEIGHT // 16, WIDTH // 16), np.float32)
+    inside = rng.integers((0, 0), (WIDTH, HEIGHT), (18, 2)).astype(np.int32)
+    frames = rng.uniform(-1.2, 1.2, (FRAMES, 3, HEIGHT, WIDTH)).astype(np.float32)
+    return {
+        "splat_gaussian_flow": lambda: kernels.splat_gaussian_flow(positions, values, HEIGHT, WIDTH),
+        "rasterize_sparse_flow": lambda: kernels.rasterize_sparse_flow(positions[0], values, 384, 384),
+        "sample_points": lambda: kernels.sample_points(features, inside, HEIGHT, WIDTH),
+        "scatter_point_features, float32": lambda: kernels.scatter_point_features(tables, cells),
+        "scatter_point_features, float16": lambda: kernels.scatter_point_features(
+            [table.astype(np.float16) for table in tables], cells
+        ),
+        "accumulate_tile": lambda: kernels.accumulate_tile(sums, weights.copy(), sums[::-1].copy(), slots, weights),
+        "guided_euler_step": lambda: kernels.guided_euler_step(latents, sums, weights, 2.0, 3.0, 1.0),
+        "frames_to_u8": lambda: kernels.frames_to_u8(frames),
+    }
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("kernel", full_size_calls(0))
+def test_a_gpu_gives_the_bits_of_the_cpu_at_full_size(kernel: str, target: str) -> None:
+    if target == "cpu":
+        pytest.skip("compares a GPU with the CPU")
+    full_size_calls(0)[kernel]()  # the launcher compares
+
+
+@on_every_target
+def test_impulses_anywhere_and_of_any_value_stay_in_their_own_reach() -> None:
+    """Positions at the ends of int32 are ignored; a value that is not finite spoils no pixel that it does not reach.
+
+    The wrappers refuse such values where they see them, so this goes past them.
+    """
+    ends = np.array([[[-(2**31), 5], [2**31 - 1, 5], [5, -(2**31)], [5, 2**31 - 1], [250, 5]]], np.int32)
+    values = np.full((1, 5, 2), np.inf, np.float32)
+    flow = np.full((1, 2, 9, 400), np.nan, np.float32)
+    profiles = np.empty((1, 5, 2, 199), np.float32)
+    kernels._launch("splat_gaussian_flow", ends, values, profiles, flow, 1, 5, 9, 400)
+    reach = np.abs(np.arange(400) - 250) <= 99
+    assert not np.isfinite(flow[..., reach]).any()
+    np.testing.assert_array_equal(flow[..., ~reach], 0)
