@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ from types import TracebackType
 from typing import Any
 
 from . import media
-from .backends import Engine, open_engine
+from .backends import Engines
 from .directory import EngineDirectories
 from .errors import EngineError, InputError
 from .manifest import Manifest
@@ -20,6 +21,8 @@ from .settings import CONTROLS, Settings
 from .timing import Progress, ProgressCallback
 
 __all__ = ["Animation", "Animator", "Observer"]
+
+_DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
 
 Observer = Callable[[str, Any], None]
 """`observer(name, value)` sees intermediate results: "reference" (uint8 [H, W, 3]), "driving" (uint8 [h, w, 3], once
@@ -33,20 +36,21 @@ class Animator:
     Args:
         engine_dir: a directory that `export/build_engines.py` wrote, or a parent of several, of which every run takes
             the one whose aspect ratio is nearest to its reference's.
-        device: "auto" or "cpu".
+        device: "cpu", "cuda", "cuda:1" and so on; "auto" takes what the engines were built for.
 
     Raises:
-        ManifestError: the directory is missing, damaged, or built for another version; lists every problem.
+        ManifestError: the directory is missing, damaged, or built for another version, TensorRT or GPU; lists every
+            problem.
         InputError: unknown device.
 
     Use it as a context manager, or call `close`. Runs from several threads wait for each other.
     """
 
     def __init__(self, engine_dir: str | os.PathLike[str], device: str = "auto") -> None:
-        if device not in ("auto", "cpu"):
-            raise InputError(f"device is {device!r}; this version runs on 'cpu' (or 'auto', which takes it)")
-        self._directories = EngineDirectories(Path(engine_dir))
-        self._engines = _Engines()
+        if not _DEVICE.fullmatch(device):
+            raise InputError(f"device is {device!r}; expected 'auto', 'cpu', 'cuda' or 'cuda:N'")
+        self._directories = EngineDirectories(Path(engine_dir), device)
+        self._engines = _OpenDirectories(device)
         self._lock = threading.Lock()
 
     def __enter__(self) -> Animator:
@@ -145,27 +149,23 @@ def _ignore(name: str, value: Any) -> None:
     """Observe nothing."""
 
 
-class _Engines:
-    """Engines by directory and network, loaded when first needed and kept."""
+class _OpenDirectories:
+    """Engines by directory, loaded when first needed and kept."""
 
-    def __init__(self) -> None:
-        self._loaded: dict[tuple[Path, str], Engine] = {}
+    def __init__(self, device: str) -> None:
+        self._device = device
+        self._open: dict[Path, Engines] = {}
         self._closed = False
 
-    def of(self, manifest: Manifest) -> Callable[[str], Engine]:
+    def of(self, manifest: Manifest) -> Engines:
         if self._closed:
             raise EngineError("this Animator was closed; make a new one")
-
-        def get(network: str) -> Engine:
-            key = (manifest.folder, network)
-            if key not in self._loaded:
-                self._loaded[key] = open_engine(manifest, network)
-            return self._loaded[key]
-
-        return get
+        if manifest.folder not in self._open:
+            self._open[manifest.folder] = Engines(manifest, self._device)
+        return self._open[manifest.folder]
 
     def close(self) -> None:
         self._closed = True
-        for engine in self._loaded.values():
-            engine.close()
-        self._loaded.clear()
+        for engines in self._open.values():
+            engines.close()
+        self._open.clear()

@@ -1,4 +1,4 @@
-"""The command `dispose-rt`: animate, build, inspect."""
+"""The command `dispose-rt`: animate, build, inspect, doctor."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from typing import TextIO
 from . import __version__
 from .contract import NETWORKS, Sizes, TensorSpec
 from .errors import DisposeError, InputError
-from .manifest import Manifest, NetworkRecord, check_files, read_manifests
+from .integrity import check_files
+from .manifest import Manifest, NetworkRecord, read_manifests
 from .settings import CONTROLS, Settings
 
 OK, FAILED, MISUSED, INTERRUPTED = 0, 1, 2, 130
@@ -29,6 +30,7 @@ examples:
   dispose-rt build --weights weights --output engines/576x1024 --size 576x1024
   dispose-rt animate --engines engines --reference photo.jpg --video dance.mp4 --output out.mp4
   dispose-rt inspect engines/576x1024
+  dispose-rt doctor engines/576x1024
 
 exit codes: 0 done, 1 error (one message says what to do), 2 unknown arguments, 130 interrupted
 """
@@ -44,6 +46,14 @@ _INSPECT_EPILOG = """\
 examples:
   dispose-rt inspect engines/576x1024
   dispose-rt inspect engines --verify
+"""
+_DOCTOR_EPILOG = """\
+examples:
+  dispose-rt doctor
+  dispose-rt doctor engines/576x1024
+  dispose-rt doctor engines/576x1024 --load-only --json
+
+exit codes: 0 all is well, 1 something is wrong; the last line says what to type next
 """
 _NO_EXPORTER = """\
 the exporter is not installed here. Run the command in the source tree, or install the package with its tools:
@@ -120,6 +130,7 @@ def _make_parser() -> argparse.ArgumentParser:
         "build", add_help=False, help="turn published checkpoints into an engine directory (`build --help` for more)"
     )
     _add_inspect(commands)
+    _add_doctor(commands)
     return parser
 
 
@@ -182,7 +193,7 @@ def _add_animate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         metavar="N",
         help="amount of motion that the video model is told (default: %(default)s)",
     )
-    add("--device", default="auto", help="auto or cpu (default: %(default)s)")
+    add("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
     add("--quiet", action="store_true", help="print nothing but warnings and errors")
     add("--debug", action="store_true", help="print the Python traceback of an error")
 
@@ -199,6 +210,23 @@ def _add_inspect(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("directory", type=Path, metavar="DIR", help="engine directory, or a folder of several")
     parser.add_argument("--verify", action="store_true", help="compare every file with its recorded hash")
     parser.add_argument("--debug", action="store_true", help="print the Python traceback of an error")
+
+
+def _add_doctor(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "doctor",
+        help="try out this machine and an engine directory",
+        description="Print what this machine has. With a directory: hash its files, load every network, run it once.",
+        epilog=_DOCTOR_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(parser=parser, run=_doctor)
+    add = parser.add_argument
+    add("directory", nargs="?", type=Path, metavar="DIR", help="engine directory, or a folder of several")
+    add("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
+    add("--load-only", action="store_true", help="do not run the networks, which takes long on a CPU")
+    add("--json", action="store_true", help="print JSON")
+    add("--debug", action="store_true", help="print the Python traceback of an error")
 
 
 def _parse_controls(text: str) -> tuple[str, ...]:
@@ -282,19 +310,37 @@ def _inspect(options: argparse.Namespace) -> int:
     return OK
 
 
+def _doctor(options: argparse.Namespace) -> int:
+    from .doctor import examine, to_json, to_lines
+
+    diagnosis = examine(options.directory, options.device, load_only=options.load_only, progress=_show_progress)
+    _show_progress("")
+    print(to_json(diagnosis) if options.json else "\n".join(to_lines(diagnosis)))
+    return OK if diagnosis.healthy else FAILED
+
+
+def _show_progress(text: str) -> None:
+    """Show what is being done in a line that the next one replaces, to people alone."""
+    if sys.stderr.isatty():
+        print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
+
+
 def _describe(manifest: Manifest) -> Iterator[str]:
     sizes = manifest.sizes
     total = sum(_size_bytes(record) for record in manifest.networks.values())
     yield f"{manifest.folder}"
     yield f"  output     {sizes.width}x{sizes.height} pixels, tiles of {sizes.tile} frames, decoded by {sizes.chunk}"
     yield f"  engines    {manifest.backend}, {manifest.precision}, {_format_bytes(total)}"
+    if manifest.targets:
+        yield f"  targets    {', '.join(manifest.targets)}"
     if manifest.versions:
         yield "  built with " + ", ".join(f"{name} {version}" for name, version in sorted(manifest.versions.items()))
     for name, weight in manifest.weights.items():
         yield f"  weights    {name} sha256 {str(weight.get('sha256', 'unknown'))[:16]}"
     for name, spec in NETWORKS.items():
         record = manifest.networks[name]
-        yield f"  {name}: {_format_bytes(_size_bytes(record))}, {record.compute_dtype}, {record.files[0].path}"
+        other = f", {record.backend}" if record.backend != manifest.backend else ""
+        yield f"  {name}: {_format_bytes(_size_bytes(record))}, {record.compute_dtype}, {record.files[0].path}{other}"
         for arrow, tensors in (("in ", spec.inputs), ("out", spec.outputs)):
             for tensor in tensors:
                 yield f"    {arrow} {_format_tensor(tensor, record.compute_dtype, sizes)}"

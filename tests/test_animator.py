@@ -110,20 +110,20 @@ class TestControls:
         self, traces: dict[tuple[str, ...], Any], engines: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """The same bits as a run whose ControlNet answers zeros, and ControlNet, CMP and DIFT are not even loaded."""
-        from dispose_rt import animator
+        from dispose_rt.backends.onnxruntime import OnnxRuntimeOpener
 
         loaded = []
-        open_engine = animator.open_engine
+        open_network = OnnxRuntimeOpener.open
 
-        def open_and_note(manifest: Any, network: str) -> Any:
+        def open_and_note(opener: OnnxRuntimeOpener, network: str) -> Any:
             loaded.append(network)
-            engine = open_engine(manifest, network)
+            engine = open_network(opener, network)
             if network == "controlnet":
                 run = engine.run
                 monkeypatch.setattr(engine, "run", lambda inputs: {k: v * 0 for k, v in run(inputs).items()})
             return engine
 
-        monkeypatch.setattr(animator, "open_engine", open_and_note)
+        monkeypatch.setattr(OnnxRuntimeOpener, "open", open_and_note)
         silenced = animate(engines, **arguments())
         np.testing.assert_array_equal(silenced.animation.frames, traces[()].animation.frames)
         assert set(loaded) == set(NETWORKS)

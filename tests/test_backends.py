@@ -14,7 +14,8 @@ from golden_case import GoldenCase
 from dispose_rt.backends import Engine, open_engine
 from dispose_rt.contract import NETWORKS
 from dispose_rt.errors import EngineError, InputError, ManifestError
-from dispose_rt.manifest import Manifest, check_files, read_manifest
+from dispose_rt.integrity import check_files
+from dispose_rt.manifest import Manifest, read_manifest
 
 
 @pytest.fixture(scope="module")

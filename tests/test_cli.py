@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from test_preflight import write_compiled
 
 import dispose_rt
 from dispose_rt import cli, media
@@ -272,7 +273,7 @@ def test_interruption(animator: type[FakeAnimator], arguments: list[str], tmp_pa
 
 
 _INTERRUPTED_RUN = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
 import numpy as np
 import dispose_rt
@@ -291,6 +292,7 @@ class Animator:
                     print("started", flush=True)
 
 dispose_rt.Animator = Animator
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored by what a shell starts with &, tests included
 sys.exit(cli.main(sys.argv[1:]))
 """
 
@@ -304,7 +306,10 @@ def test_ctrl_c_in_a_process_leaves_nothing(arguments: list[str], tmp_path: Path
     assert process.stdout.readline() == "started\n"
     assert any(".part" in path.name for path in tmp_path.iterdir())
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    try:
+        _, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode == 130
     assert err.strip() == "dispose-rt: interrupted"
     assert list(tmp_path.iterdir()) == []
@@ -348,6 +353,16 @@ def test_inspect(engine_directory: Path, capsys: Captured) -> None:
     assert "out frames float32 [chunk<=4, 3, 192, 128]" in lines
     for name in NETWORKS:
         assert f"  {name}: " in out
+
+
+def test_inspect_compiled_engines(tmp_path: Path, capsys: Captured) -> None:
+    write_compiled(tmp_path / "e", "tensorrt")
+    assert cli.main(["inspect", str(tmp_path / "e")]) == 0
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    assert any(line.startswith("engines    tensorrt, fp16, ") for line in lines)
+    assert "targets    sm_89, sm_120" in lines
+    assert "person_detector: 754 bytes, float32, person_detector.onnx, onnxruntime" in lines
+    assert "unet: 248 bytes, float16, unet.plan" in lines
 
 
 def test_inspect_a_folder_of_directories(engine_directory: Path, capsys: Captured) -> None:

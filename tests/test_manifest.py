@@ -10,11 +10,11 @@ import pytest
 from dispose_rt.contract import NETWORKS, Sizes
 from dispose_rt.directory import EngineDirectories
 from dispose_rt.errors import ManifestError
+from dispose_rt.integrity import check_files
 from dispose_rt.manifest import (
     FILE_NAME,
     Manifest,
     NetworkRecord,
-    check_files,
     read_manifest,
     record_file,
     write_manifest,

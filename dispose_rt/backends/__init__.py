@@ -3,17 +3,71 @@
 from __future__ import annotations
 
 from ..manifest import Manifest
-from .protocol import Engine
+from .protocol import Engine, Opener
 
-__all__ = ["Engine", "open_engine"]
+__all__ = ["Engine", "Engines", "Opener", "open_engine"]
 
 
-def open_engine(manifest: Manifest, network: str) -> Engine:
+class Engines:
+    """The networks of one engine directory, loaded when first asked for and kept until closed.
+
+    Args:
+        manifest: the directory.
+        device: "auto", "cpu", "cuda" or "cuda:N".
+    """
+
+    def __init__(self, manifest: Manifest, device: str = "auto") -> None:
+        self._manifest = manifest
+        self._device = device
+        self._openers: dict[str, Opener] = {}
+        self._loaded: dict[str, Engine] = {}
+
+    def __call__(self, network: str) -> Engine:
+        """Return a network, loading it the first time.
+
+        Raises:
+            EngineError: its backend is not installed, or refuses the file.
+            DeviceError: the device is not there, or does not fit.
+        """
+        if network not in self._loaded:
+            self._loaded[network] = self._opener(self._manifest.networks[network].backend).open(network)
+        return self._loaded[network]
+
+    def _opener(self, backend: str) -> Opener:
+        if backend not in self._openers:
+            self._openers[backend] = _make_opener(backend, self._manifest, self._device)
+        return self._openers[backend]
+
+    def close(self) -> None:
+        """Free all engines and what they share. Calling it twice is fine."""
+        for engine in self._loaded.values():
+            engine.close()
+        for opener in self._openers.values():
+            opener.close()
+        self._loaded.clear()
+        self._openers.clear()
+
+
+def _make_opener(backend: str, manifest: Manifest, device: str) -> Opener:
+    # imported here: each needs packages that the others do without
+    if backend == "onnxruntime":
+        from .onnxruntime import OnnxRuntimeOpener
+
+        return OnnxRuntimeOpener(manifest, device)
+    if backend == "aotinductor":
+        from .aotinductor import AotInductorOpener
+
+        return AotInductorOpener(manifest, device)
+    from .tensorrt import TensorRtOpener
+
+    return TensorRtOpener(manifest, device)
+
+
+def open_engine(manifest: Manifest, network: str, device: str = "auto") -> Engine:
     """Load one network of an engine directory with the backend that built it.
 
     Raises:
         EngineError: the backend is not installed, or refuses the file.
+        DeviceError: the device is not there, or does not fit.
     """
-    from .onnxruntime import OnnxRuntimeEngine  # the manifest names no other backend
-
-    return OnnxRuntimeEngine(manifest, network)
+    return Engines(manifest, device)(network)

@@ -36,3 +36,20 @@ class Engine(Protocol):
     def close(self) -> None:
         """Free the engine. Calling it twice is fine."""
         ...
+
+
+class Opener(Protocol):
+    """Loads the networks of one engine directory, and holds what they share: a runtime, a stream, scratch memory."""
+
+    def open(self, network: str) -> Engine:
+        """Load one network.
+
+        Raises:
+            EngineError: the backend is not installed, or refuses the file.
+            DeviceError: the device is not there, or does not fit.
+        """
+        ...
+
+    def close(self) -> None:
+        """Free what the engines share, after the engines. Calling it twice is fine."""
+        ...
