@@ -141,6 +141,24 @@ class Weights(ABC):
     def tokenize(self, prompt: str) -> Tensor:
         """Token ids of a prompt for the SD 1.5 text encoder, padded: int64 [1, 77]."""
 
+    @abstractmethod
+    def fingerprint(self, file: str) -> Mapping[str, Any]:
+        """What identifies the contents of a file (see FILES), for build keys; can be written as JSON."""
+
+    @property
+    @abstractmethod
+    def provenance(self) -> Mapping[str, Mapping[str, Any]]:
+        """Where everything comes from, for the manifest: a fingerprint per file."""
+
+    @abstractmethod
+    def published_file(self, name: str, scratch: Path) -> Path:
+        """The ONNX file of a network that is published as one.
+
+        Args:
+            name: "person_detector" or "pose_estimator".
+            scratch: existing folder that it may be written into where it does not lie on disk already.
+        """
+
     def unet(self) -> Tensors:
         return self.tensors("unet")
 
@@ -197,6 +215,11 @@ class Checkpoint(Weights):
                 f"and {_CMP_FILE} right in the folder or where the research code has it are found as well.",
             )
         self._opened: dict[str, Tensors] = {}
+        self._fingerprints: dict[Path, Mapping[str, Any]] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Another process opens the files for itself; it need not hash them again."""
+        return {**self.__dict__, "_opened": {}}
 
     def path(self, name: str) -> Path:
         """Where a file of FILES lies."""
@@ -240,13 +263,31 @@ class Checkpoint(Weights):
             raise CheckpointError(problem, remedy=_again(folder)) from error
         return torch.tensor([encoded["input_ids"]], dtype=torch.int64)
 
-    @cached_property
+    def fingerprint(self, file: str) -> Mapping[str, Any]:
+        """Size and SHA-256 of a file, read once.
+
+        Raises:
+            CheckpointError: it cannot be read.
+        """
+        return self._fingerprint(self.path(file))
+
+    def _fingerprint(self, path: Path) -> Mapping[str, Any]:
+        if path not in self._fingerprints:
+            try:
+                found = {"size_bytes": path.stat().st_size, "sha256": sha256_of(path)}
+            except OSError as error:
+                raise CheckpointError(f"{path} cannot be read: {error}", remedy=_again(path)) from error
+            self._fingerprints[path] = found
+        return self._fingerprints[path]
+
+    @property
     def provenance(self) -> Mapping[str, Mapping[str, Any]]:
         """Size and SHA-256 of every file that was found, by path relative to the folder; reads them all, once."""
-        return {
-            _relative(path, self.folder): {"size_bytes": path.stat().st_size, "sha256": sha256_of(path)}
-            for path in (*self._files.values(), *self._config_files.values())
-        }
+        paths = (*self._files.values(), *self._config_files.values())
+        return {_relative(path, self.folder): self._fingerprint(path) for path in paths}
+
+    def published_file(self, name: str, scratch: Path) -> Path:
+        return self.path(name)
 
 
 def load_strict(module: nn.Module, tensors: Mapping[str, Tensor], source: str, unused: Collection[str] = ()) -> None:

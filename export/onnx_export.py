@@ -14,7 +14,10 @@ from torch import Tensor, nn
 
 from dispose_rt.contract import NetworkSpec, Sizes, TensorSpec
 
-OPSET = 20
+OPSETS = {"float32": 20, "float16": 21, "bfloat16": 22}
+"""By compute dtype, as old as possible so that older parsers read them. From 21 on there is a node for group norms that
+keeps their statistics in float32 (before, they are three nodes that do not); from 22 on, convolutions of bfloat16."""
+
 EXTERNAL_DATA_BYTES = 1 << 30
 """Weights above this size go into a file of their own: one protobuf message holds at most 2 GiB."""
 
@@ -83,7 +86,7 @@ def export_onnx(module: nn.Module, spec: NetworkSpec, sizes: Sizes, compute_dtyp
             module,
             tuple(samples.values()),
             dynamo=True,
-            opset_version=OPSET,
+            opset_version=OPSETS[compute_dtype],
             input_names=[tensor.name for tensor in spec.inputs],
             output_names=[tensor.name for tensor in spec.outputs],
             dynamic_shapes=_dynamic_shapes(spec),

@@ -27,8 +27,8 @@ import torch
 from torch import Tensor
 
 from .networks.cmp import BINS, FLOW_LIMIT_PX
+from .published_shapes import Shapes
 
-Shapes = dict[str, tuple[int, ...]]
 Tensors = dict[str, Tensor]
 
 _GAINS = (
@@ -70,7 +70,15 @@ def draw_tensors(file: str, shapes: Shapes, seed: int) -> Tensors:
 
 
 def _draw(name: str, shape: tuple[int, ...], seed: int) -> Tensor:
-    """Kernels keep the variance of what they are applied to; norms and biases stay near 1 and 0."""
+    fixed = fixed_tensor(name, shape)
+    if fixed is not None:
+        return fixed
+    stream = np.random.Generator(np.random.PCG64([seed, zlib.crc32(name.encode())]))
+    return shape_normals(name, torch.from_numpy(stream.standard_normal(shape, dtype=np.float32)))
+
+
+def fixed_tensor(name: str, shape: tuple[int, ...]) -> Tensor | None:
+    """What is not drawn: counters, positions, and PoseNet's scale. None for everything else."""
     kind = name.rsplit(".", 1)[-1]
     if kind == "position_ids":
         return torch.arange(math.prod(shape)).reshape(shape)
@@ -78,11 +86,18 @@ def _draw(name: str, shape: tuple[int, ...], seed: int) -> Tensor:
         return torch.zeros(shape, dtype=torch.int64)
     if kind == "scale":
         return torch.full(shape, 2.0)
-    stream = np.random.Generator(np.random.PCG64([seed, zlib.crc32(name.encode())]))
-    normal = torch.from_numpy(stream.standard_normal(shape, dtype=np.float32))
-    if len(shape) >= 2:
+    return None
+
+
+def shape_normals(name: str, normal: Tensor) -> Tensor:
+    """Turn unit normal numbers into a weight.
+
+    Kernels keep the variance of what they are applied to; norms and biases stay near 1 and 0.
+    """
+    if normal.ndim >= 2:
         gain = next((gain for prefix, gain in _GAINS if name.startswith(prefix)), 1.0)
-        return normal * (gain / math.sqrt(math.prod(shape[1:])))
+        return normal * (gain / math.sqrt(math.prod(normal.shape[1:])))
+    kind = name.rsplit(".", 1)[-1]
     scale, offset = {"mix_factor": (0.5, 0.0), "running_var": (0.1, 1.0), "weight": (0.1, 1.0)}.get(kind, (0.1, 0.0))
     return normal.abs() * scale + offset if kind == "running_var" else normal * scale + offset
 

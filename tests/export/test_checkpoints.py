@@ -73,6 +73,16 @@ class PublishedShapes(Weights):
     def tokenize(self, prompt: str) -> Tensor:
         return torch.zeros(1, 77, dtype=torch.int64, device="meta")
 
+    def fingerprint(self, file: str) -> Mapping[str, object]:
+        return {"shapes": file}
+
+    @property
+    def provenance(self) -> Mapping[str, Mapping[str, object]]:
+        return {file: self.fingerprint(file) for file in FILES}
+
+    def published_file(self, name: str, scratch: Path) -> Path:
+        raise FileNotFoundError(name)
+
 
 # ---------------------------------------------------------------- the published layout
 
