@@ -7,13 +7,13 @@ STAMP := $(VENV)/.installed
 NATIVE := $(wildcard kernels/*) CMakeLists.txt pyproject.toml
 SOURCES := dispose_rt export benchmarks scripts tests
 
-.PHONY: demo test check format clean
+.PHONY: demo test test-slow check format clean
 .DELETE_ON_ERROR:
 
 $(STAMP): $(NATIVE)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable '.[export,test]'
+	$(BIN)/python -m pip install --quiet --editable '.[export,tensorrt-rtx,test]'
 	touch $@
 
 # toy checkpoint -> engines -> out/demo.mp4 and out/demo.png
@@ -22,7 +22,11 @@ demo: $(STAMP)
 
 # two workers, one thread each: most of the time goes into tracing networks, which is Python
 test: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
+
+# what takes more than three minutes a test: AOTInductor end to end, builds that are killed again and again
+test-slow: $(STAMP)
+	$(BIN)/python -m pytest -m slow
 
 check: $(STAMP)
 	$(BIN)/ruff check $(SOURCES)

@@ -1,19 +1,19 @@
-"""Builds an engine directory from a folder of published checkpoints.
+"""Builds engine directories from a folder of published checkpoints.
 
-    python export/build_engines.py --weights WEIGHTS --output engines/576x1024 --size 576x1024
+    python export/build_engines.py --weights WEIGHTS --output engines/576x1024 --size 576x1024 --backend tensorrt_rtx
 
-For every network: load -> trace -> simplify -> verify against PyTorch -> write; then the manifest. Finished networks
-are kept when a build is interrupted, and are not built again while nothing that went into them has changed.
+For every network: load -> trace -> verify against PyTorch -> compile; then the manifest. Finished networks are kept
+when a build is interrupted, and are not built again while nothing that went into them has changed.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import re
 import shutil
 import sys
 import tempfile
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -22,35 +22,34 @@ if not __package__:  # run as a script: make the relative imports below work
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
     __package__ = "export"
 
+from dispose_rt.backends.tensorrt_flavour import FLAVOURS, load_flavour
 from dispose_rt.contract import NETWORKS, Sizes
 from dispose_rt.errors import DisposeError, InputError, ManifestError
-from dispose_rt.manifest import BACKENDS, FILE_NAME, Manifest, write_manifest
+from dispose_rt.manifest import BACKENDS, FILE_NAME, PRECISIONS, Manifest, NetworkRecord, write_manifest
 from dispose_rt.scheduler import SchedulerConstants
 
-from .build_plan import NetworkPlan, build_versions, plan_network
-from .checkpoints import Checkpoint
-from .network_build import build_network, finished_record, reuse_sibling
+from .aotinductor_build import package_target
+from .build_plan import SUFFIXES, BuildTarget, NetworkPlan, backend_versions, build_versions, plan_network
+from .build_progress import BuildProgress
+from .build_records import FOLDER, WORKER, exclusive, finished_record, prune_files, reuse_sibling
+from .build_worker import BuildWorker
+from .checkpoints import Checkpoint, Weights
+from .network_build import FAILED, TIMING_CACHE, build_network
+from .random_weights import RandomWeights
 
-PRECISIONS = ("fp32", "fp16")
 DEFAULT_SIZE = "576x1024"
-_ENGINE_SUFFIXES = (".onnx", ".data", ".part")
+_ENGINE_SUFFIXES = (*set(SUFFIXES.values()), ".data")
+_PASSING_SUFFIXES = (".part", ".runtime_cache")
+_KNOWN_NAMES = (FILE_NAME, FOLDER, TIMING_CACHE, ".checked.json")
+_NOTED_BYTES = 4 << 30
+_TARGET = re.compile(r"sm_\d{2,3}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command. Returns the exit status: 0 built, 1 failed with a message, 130 interrupted."""
     arguments = _parser().parse_args(argv)
     try:
-        with _checkpoint_folder(arguments) as weights:
-            build_engines(
-                weights,
-                arguments.output,
-                size=parse_size(arguments.size),
-                tile=arguments.tile_frames,
-                chunk=arguments.decode_chunk,
-                precision=arguments.precision,
-                only=parse_only(arguments.only),
-                force=arguments.force,
-            )
+        _build(arguments)
     except DisposeError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -63,22 +62,95 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _build(arguments: argparse.Namespace) -> None:
+    sizes = parse_sizes(arguments.size)
+    targets, only = parse_targets(arguments.target), parse_only(arguments.only)
+    with _open_weights(arguments) as weights:
+        for width, height in sizes:
+            output = arguments.output
+            if len(sizes) > 1:
+                output = output / f"{width}x{height}"
+                print(f"{output}:")
+            build_engines(
+                weights,
+                output,
+                size=(width, height),
+                tile=arguments.tile_frames,
+                chunk=arguments.decode_chunk,
+                precision=arguments.precision,
+                backend=arguments.backend,
+                targets=targets,
+                only=only,
+                force=arguments.force,
+            )
+
+
+@contextlib.contextmanager
+def _open_weights(arguments: argparse.Namespace) -> Iterator[Weights]:
+    """The user's checkpoints, or random weights."""
+    if arguments.weights is not None:
+        yield Checkpoint(arguments.weights)
+    elif arguments.random_weights == "full":
+        yield RandomWeights("full")
+    else:  # the toy checkpoint's weights are random but for the few that carry a picture through the networks
+        from .toy_checkpoint import write_toy_checkpoint
+
+        with tempfile.TemporaryDirectory(prefix="dispose-rt-toy-") as folder:
+            yield Checkpoint(write_toy_checkpoint(Path(folder)))
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--weights", type=Path, metavar="DIR", help="folder of published checkpoints")
-    source.add_argument("--random-weights", choices=["toy"], help="build with seeded weights of toy size, no download")
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="engine directory to write")
-    parser.add_argument("--size", default=DEFAULT_SIZE, metavar="WxH", help="multiples of 64 (default: %(default)s)")
-    parser.add_argument(
-        "--tile-frames", type=int, default=16, metavar="N", help="frames denoised at once (default: 16)"
+    source.add_argument(
+        "--random-weights", choices=["full", "toy"], help="seeded weights of the published or of toy size, no download"
     )
-    parser.add_argument("--decode-chunk", type=int, default=8, metavar="N", help="frames decoded at once (default: 8)")
-    parser.add_argument("--backend", choices=BACKENDS, default="onnxruntime", help="(default: %(default)s)")
-    parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="(default: %(default)s)")
-    parser.add_argument("--only", metavar="NETWORK,...", help="build these networks alone: " + ", ".join(NETWORKS))
-    parser.add_argument("--force", action="store_true", help="build everything again")
+    add("--output", type=Path, required=True, metavar="DIR", help="engine directory to write, or its parent")
+    add(
+        "--size",
+        default=DEFAULT_SIZE,
+        metavar="WxH,...",
+        help="multiples of 64; several make a directory each, OUTPUT/WxH, and share equal files (default: %(default)s)",
+    )
+    add("--tile-frames", type=int, default=16, metavar="N", help="frames denoised at once (default: 16)")
+    add("--decode-chunk", type=int, default=8, metavar="N", help="frames decoded at once (default: 8)")
+    add("--backend", choices=BACKENDS, default="onnxruntime", help="what runs the engines (default: %(default)s)")
+    add("--precision", choices=PRECISIONS, default="fp32", help="(default: %(default)s)")
+    add(
+        "--target",
+        metavar="sm_89,...",
+        help="compute capabilities to build for; without it, tensorrt_rtx builds for all that it supports, the others "
+        "for the GPU at hand. aotinductor also knows cpu",
+    )
+    add("--only", metavar="NETWORK,...", help="build these networks alone: " + ", ".join(NETWORKS))
+    add("--force", action="store_true", help="build everything again")
     return parser
+
+
+def parse_sizes(text: str) -> tuple[tuple[int, int], ...]:
+    """Parse "WxH,WxH" into (width, height) in pixels, without repetitions.
+
+    Raises:
+        InputError: the text is not of that form.
+    """
+    return tuple(dict.fromkeys(parse_size(part) for part in text.split(",")))
+
+
+def parse_targets(text: str | None) -> tuple[str, ...]:
+    """Parse "sm_89,sm_120" or "cpu"; nothing means the backend's own choice.
+
+    Raises:
+        InputError: the text is not of that form.
+    """
+    if text is None:
+        return ()
+    targets = tuple(dict.fromkeys(part.strip() for part in text.split(",")))
+    unknown = [target for target in targets if target != "cpu" and not _TARGET.fullmatch(target)]
+    if unknown:
+        raise InputError(f"--target {unknown[0]!r} is no compute capability such as sm_89 (or cpu, for aotinductor)")
+    return targets
 
 
 def parse_size(text: str) -> tuple[int, int]:
@@ -108,38 +180,30 @@ def parse_only(text: str | None) -> tuple[str, ...]:
     return tuple(name for name in NETWORKS if name in names)
 
 
-@contextlib.contextmanager
-def _checkpoint_folder(arguments: argparse.Namespace) -> Iterator[Path]:
-    """The folder of checkpoints: the user's, or a temporary one with random weights."""
-    if arguments.weights is not None:
-        yield arguments.weights
-        return
-    from .toy_checkpoint import write_toy_checkpoint
-
-    with tempfile.TemporaryDirectory(prefix="dispose-rt-toy-") as folder:
-        yield write_toy_checkpoint(Path(folder))
-
-
 def build_engines(
-    weights: Path,
+    weights: Path | Weights,
     output: Path,
     *,
     size: tuple[int, int],
     tile: int = 16,
     chunk: int = 8,
     precision: str = "fp32",
+    backend: str = "onnxruntime",
+    targets: Sequence[str] = (),
     only: Sequence[str] = tuple(NETWORKS),
     force: bool = False,
 ) -> Manifest | None:
-    """Build an engine directory for ONNX Runtime.
+    """Build an engine directory.
 
     Args:
-        weights: folder of checkpoints in the published layout.
+        weights: folder of checkpoints in the published layout, or where else tensors come from.
         output: directory to write; created where missing.
         size: (width, height) in pixels, multiples of 64.
         tile: frames that the denoiser sees at once.
         chunk: largest number of frames that the VAE decoder takes at once.
-        precision: "fp32" or "fp16".
+        precision: "fp32", "fp16" or "bf16".
+        backend: one of manifest.BACKENDS.
+        targets: compute capabilities such as "sm_89", or "cpu"; empty for the backend's own choice.
         only: networks to build; the manifest is written once all are there.
         force: build again what is there already.
 
@@ -149,57 +213,100 @@ def build_engines(
     Raises:
         CheckpointError: weights are missing, damaged, or of other shapes.
         VerificationError: an exported network does not compute what PyTorch computes.
-        InputError: a size cannot be built.
+        InputError: a size or a combination of options cannot be built.
+        EngineError: a compiler is not installed, or refuses a network.
+        ManifestError: the directory holds something else, or another build is writing to it.
     """
-    checkpoint = Checkpoint(weights)
-    sizes = sizes_of(checkpoint, size, tile, chunk)
-    prepare_output(output, force)
-    plans = {name: plan_network(name, checkpoint, sizes, precision) for name in NETWORKS}
-    stale = [name for name in only if finished_record(output, plans[name]) is None]
-    if stale:
-        (output / FILE_NAME).unlink(missing_ok=True)  # from here on the directory is not what that manifest says
-    for name in only:
-        _build_one(name in stale, list(only).index(name) + 1, len(only), plans[name], checkpoint, output, force)
-    records = {name: finished_record(output, plan) for name, plan in plans.items()}
-    missing = [name for name, record in records.items() if record is None]
-    if missing:
-        print(f"{output} still lacks {', '.join(missing)}; build them to finish it")
-        return None
-    manifest = Manifest(
-        folder=output,
-        backend="onnxruntime",
-        precision=precision,
-        sizes=sizes,
-        scheduler=_scheduler(checkpoint),
-        networks={name: record for name, record in records.items() if record is not None},
-        weights=checkpoint.provenance,
-        versions=build_versions(),
-    )
-    write_manifest(manifest)
+    source = weights if isinstance(weights, Weights) else Checkpoint(weights)
+    sizes = sizes_of(source, size, tile, chunk)
+    target = choose_target(backend, precision, tuple(targets))
+    plans = {name: plan_network(name, source, sizes, target) for name in NETWORKS}
+    if backend in FLAVOURS and precision == "fp32" and (needed := unfused_attention_bytes(sizes)) > _NOTED_BYTES:
+        print(
+            f"note: TensorRT does not fuse float32 attention: {needed / 1e9:.0f} GB of GPU memory for it at this size"
+        )
+    prepare_output(output)
+    with exclusive(output):
+        if force:
+            clear_output(output)
+        clear_leftovers(output)
+        records = _build_stale(plans, only, source, output, reuse=not force)
+        missing = [name for name, record in records.items() if record is None]
+        if missing:
+            print(f"{output} still lacks {', '.join(missing)}; build them to finish it")
+            return None
+        finished = {name: record for name, record in records.items() if record is not None}
+        manifest = Manifest(
+            folder=output,
+            backend=backend,
+            precision=precision,
+            sizes=sizes,
+            scheduler=_scheduler(source),
+            networks=finished,
+            weights=source.provenance,
+            versions=build_versions() | backend_versions(backend),
+            targets=target.devices,
+        )
+        prune_files(output, {file.path for record in finished.values() for file in record.files}, _ENGINE_SUFFIXES)
+        write_manifest(manifest)
     print(f"{output} is ready: dispose_rt.Animator({str(output)!r})")
     return manifest
 
 
-def _build_one(
-    stale: bool, number: int, total: int, plan: NetworkPlan, checkpoint: Checkpoint, output: Path, force: bool
-) -> None:
-    label = f"[{number:2}/{total}] {plan.spec.name:18}"
-    if not stale:
-        print(f"{label} up to date")
-        return
-    if sys.stdout.isatty():
-        print(f"{label} ...", end="\r", flush=True)
-    start = time.perf_counter()
-    shared = None if force else reuse_sibling(plan, output)
-    record = shared or build_network(plan, checkpoint, output)
-    megabytes = sum(file.size_bytes for file in record.files) / 1e6
-    worst = max(record.verification.values(), default=None)
-    checked = "published file, passed through" if worst is None else f"relative error {worst:.1e}"
-    checked += ", shared with a directory beside this one" if shared else ""
-    print(f"{label} {time.perf_counter() - start:6.1f} s {megabytes:9.1f} MB  {checked}", flush=True)
+def _build_stale(
+    plans: dict[str, NetworkPlan], only: Sequence[str], weights: Weights, output: Path, *, reuse: bool
+) -> dict[str, NetworkRecord | None]:
+    """Build what is not finished, and answer every network's record."""
+    records = {name: finished_record(output, plan) for name, plan in plans.items()}
+    stale = [name for name in only if records[name] is None]
+    if stale:
+        (output / FILE_NAME).unlink(missing_ok=True)  # from here on the directory is not what that manifest says
+    with BuildWorker(output / FOLDER / WORKER) as worker, BuildProgress(output, plans, only, stale, worker) as progress:
+        for name in only:
+            if name not in stale:
+                progress.kept(name)
+                continue
+            progress.started(name)
+            shared = reuse_sibling(plans[name], output) if reuse else None
+            records[name] = shared or build_network(plans[name], weights, output, worker, progress.step)
+            progress.finished(name, records[name], shared=shared is not None)
+    return records
 
 
-def sizes_of(checkpoint: Checkpoint, size: tuple[int, int], tile: int, chunk: int) -> Sizes:
+def choose_target(backend: str, precision: str, devices: tuple[str, ...]) -> BuildTarget:
+    """Check a combination of options, and fill in the device where the backend needs to know it.
+
+    Raises:
+        InputError: the combination cannot be built.
+        EngineError: the backend's compiler is not installed.
+        DeviceError: the backend builds for the GPU at hand, and there is none.
+    """
+    for value, known in ((backend, BACKENDS), (precision, PRECISIONS)):
+        if value not in known:
+            raise InputError(f"{value!r} is unknown; choose from {', '.join(known)}")
+    if backend == "onnxruntime":
+        if devices not in ((), ("cpu",)):
+            raise InputError("ONNX Runtime runs on the CPU: leave --target out, or choose another --backend")
+        if precision == "bf16":
+            raise InputError("ONNX Runtime has no bf16 kernels for the CPU; choose --precision fp32 or fp16")
+        devices = ()
+    elif backend == "aotinductor":
+        devices = (package_target(devices),)
+    elif "cpu" in devices:
+        raise InputError(f"{backend} runs on GPUs alone: --target takes compute capabilities such as sm_89")
+    else:
+        devices = load_flavour(backend).resolve_targets(devices)
+    return BuildTarget(backend, precision, devices)
+
+
+def unfused_attention_bytes(sizes: Sizes) -> int:
+    """Size of the UNet's float32 attention scores at the outermost level: all frames and heads of both halves."""
+    positions = sizes.width * sizes.height // 64
+    heads = max(1, sizes.channels[0] // 64)
+    return 2 * sizes.tile * heads * positions**2 * 4
+
+
+def sizes_of(checkpoint: Weights, size: tuple[int, int], tile: int, chunk: int) -> Sizes:
     """Resolve the contract's symbols from the checkpoint's configuration and the wanted size."""
     width, height = size
     channels = tuple(int(c) for c in checkpoint.configs["svd_unet"]["block_out_channels"])
@@ -216,29 +323,41 @@ def sizes_of(checkpoint: Checkpoint, size: tuple[int, int], tile: int, chunk: in
     )
 
 
-def _scheduler(checkpoint: Checkpoint) -> SchedulerConstants:
+def _scheduler(checkpoint: Weights) -> SchedulerConstants:
     published = checkpoint.configs["svd_scheduler"]
     names = [field.name for field in fields(SchedulerConstants)]
     return SchedulerConstants(**{name: published[name] for name in names if name in published})
 
 
-def prepare_output(output: Path, force: bool) -> None:
+def prepare_output(output: Path) -> None:
     """Create the directory, refusing to write into a folder that holds something else.
 
     Raises:
         ManifestError: the folder holds other files than an engine directory's.
     """
     output.mkdir(parents=True, exist_ok=True)
-    known = {FILE_NAME, ".build"}
-    foreign = [path.name for path in output.iterdir() if path.name not in known and path.suffix not in _ENGINE_SUFFIXES]
+    suffixes = (*_ENGINE_SUFFIXES, *_PASSING_SUFFIXES)
+    foreign = [path.name for path in output.iterdir() if path.name not in _KNOWN_NAMES and path.suffix not in suffixes]
     if foreign:
         listed = ", ".join(sorted(foreign)[:5])
         raise ManifestError(f"{output} holds other files ({listed}); pass an empty or new directory as --output")
-    for path in output.glob("*.part"):  # of a build that was killed
+
+
+def clear_leftovers(output: Path) -> None:
+    """Remove what a build that was killed left behind."""
+    for path in (*output.glob("*.part"), *(output / FOLDER).glob("*.part")):
         path.unlink()
-    if force:
-        for path in output.iterdir():
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    for name in ("scratch", WORKER, FAILED):
+        shutil.rmtree(output / FOLDER / name, ignore_errors=True)
+
+
+def clear_output(output: Path) -> None:
+    """Remove everything but the lock of the build at work."""
+    for path in output.iterdir():
+        if path.name != FOLDER:
+            path.unlink()
+    for path in (output / FOLDER).glob("*.json"):
+        path.unlink()
 
 
 if __name__ == "__main__":

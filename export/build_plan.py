@@ -9,16 +9,17 @@ from dataclasses import asdict, dataclass
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor, nn
 
 import dispose_rt
 from dispose_rt import contract
+from dispose_rt.backends import aotinductor_package, tensorrt_flavour
+from dispose_rt.backends.tensorrt_flavour import FLAVOURS, tensorrt_version
 from dispose_rt.contract import NETWORKS, NetworkSpec, Sizes
 from dispose_rt.manifest import COMPUTE_DTYPES
 
-from .checkpoints import Checkpoint, Weights
+from .checkpoints import Weights
 from .networks.cmp import build_cmp_flow_decoder, build_cmp_image_encoder
 from .networks.controlnet import build_controlnet
 from .networks.dift import build_dift
@@ -29,12 +30,26 @@ from .networks.pose_net import build_pose_net
 from .networks.unet import build_unet
 from .networks.vae_decoder import build_vae_decoder
 from .networks.vae_encoder import build_vae_encoder
-from .onnx_export import OPSET
+from .precision import FLOAT32_ALWAYS
 from .verify import TOLERANCES
 
-FLOAT32_ALWAYS = ("person_detector", "pose_estimator", "dift", "cmp_image_encoder", "cmp_flow_decoder", "vae_encoder")
-"""Networks that compute in float32 in every precision. The detectors are published that way; the reference falls back
-to float32 in CMP; DIFT and the VAE encoder run once per clip, and the VAE's configuration warns of half precision."""
+SUFFIXES = {"onnxruntime": ".onnx", "tensorrt_rtx": ".engine", "tensorrt": ".engine", "aotinductor": ".pt2"}
+"""What a network's file is called, after its name."""
+
+
+@dataclass(frozen=True)
+class BuildTarget:
+    """What a directory is built for.
+
+    Attributes:
+        backend: one of manifest.BACKENDS.
+        precision: one of manifest.PRECISIONS.
+        devices: compute capabilities such as "sm_89", or "cpu"; empty for any device that the backend supports.
+    """
+
+    backend: str = "onnxruntime"
+    precision: str = "fp32"
+    devices: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -46,6 +61,8 @@ class NetworkPlan:
         sizes: resolves the contract's symbols.
         compute_dtype: dtype of its parameters and of tensors marked "compute".
         tolerance: largest relative error against PyTorch in float32.
+        backend: what opens the file. AOTInductor leaves networks that are published as ONNX files to ONNX Runtime.
+        devices: see BuildTarget.
         build_key: hash of everything that goes into the file.
     """
 
@@ -53,7 +70,14 @@ class NetworkPlan:
     sizes: Sizes
     compute_dtype: str
     tolerance: float
+    backend: str
+    devices: tuple[str, ...]
     build_key: str
+
+    @property
+    def file_name(self) -> str:
+        """Name of the file that the backend opens."""
+        return self.spec.name + SUFFIXES[self.backend]
 
 
 _MOTION_PREFIX = "controlnet_cond_embedding."
@@ -98,26 +122,33 @@ RECIPES: Mapping[str, Recipe] = {
 """How every network that is not published as a file is made."""
 
 
-def plan_network(name: str, checkpoint: Checkpoint, sizes: Sizes, precision: str) -> NetworkPlan:
-    """Plan one network of the contract."""
+def plan_network(name: str, weights: Weights, sizes: Sizes, target: BuildTarget) -> NetworkPlan:
+    """Plan one network of the contract.
+
+    Raises:
+        EngineError: the backend's compiler is not installed.
+    """
     spec = NETWORKS[name]
     always = name in FLOAT32_ALWAYS
-    compute_dtype = "float32" if always else COMPUTE_DTYPES[precision]
+    compute_dtype = "float32" if always else COMPUTE_DTYPES[target.precision]
+    uncompiled = target.backend == "aotinductor" and spec.published
+    backend = "onnxruntime" if uncompiled else target.backend
+    devices = target.devices if backend != "onnxruntime" else ()
     files = (name,) if spec.published else RECIPES[name].files
     ingredients = {
         "contract": [contract.REVISION, asdict(spec)],
         # the resolved shapes and not the sizes: directories of other sizes share what does not depend on them
         "shapes": resolve_shapes(spec, sizes),
         "compute_dtype": compute_dtype,
-        "opset": OPSET,
-        "weights": [_provenance(checkpoint, file) for file in files],
-        "configs": {} if spec.published else dict(checkpoint.configs),
+        "weights": [weights.fingerprint(file) for file in files],
+        "configs": {} if spec.published else dict(weights.configs),
         "versions": build_versions(),
-        "sources": _source_hash(),
+        "backend": [backend, backend_versions(backend), devices],
+        "sources": _source_hash(backend),
     }
     key = hashlib.sha256(json.dumps(ingredients, sort_keys=True).encode()).hexdigest()
-    tolerance = TOLERANCES["fp32" if always else precision][name]
-    return NetworkPlan(spec, sizes, compute_dtype, tolerance, key)
+    tolerance = TOLERANCES["fp32" if always else target.precision][name]
+    return NetworkPlan(spec, sizes, compute_dtype, tolerance, backend, devices, key)
 
 
 def resolve_shapes(spec: NetworkSpec, sizes: Sizes) -> dict[str, tuple[int | str, ...]]:
@@ -125,23 +156,43 @@ def resolve_shapes(spec: NetworkSpec, sizes: Sizes) -> dict[str, tuple[int | str
     return {tensor.name: sizes.resolve(tensor.shape) for tensor in (*spec.inputs, *spec.outputs)}
 
 
-def _provenance(checkpoint: Checkpoint, file: str) -> Mapping[str, Any]:
-    return checkpoint.provenance[checkpoint.path(file).relative_to(checkpoint.folder).as_posix()]
-
-
 @cache
 def build_versions() -> dict[str, str]:
-    """Versions of the software that shapes the files."""
+    """Versions of the software that shapes the files of every backend."""
     packages = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnxruntime")
     return {"dispose_rt": dispose_rt.__version__, **{name: version(name) for name in packages}}
 
 
+def backend_versions(backend: str) -> dict[str, str]:
+    """Versions of a backend's compiler, where it is a package of its own.
+
+    Raises:
+        EngineError: it is not installed.
+    """
+    if backend not in FLAVOURS:
+        return {}
+    return {backend: tensorrt_version(backend)}
+
+
+_TENSORRT_SOURCES = ("onnx_export.py", "graph_passes.py", "tensorrt_build.py")
+_SOURCES = {
+    "onnxruntime": ("onnx_export.py", "graph_passes.py"),
+    "tensorrt_rtx": _TENSORRT_SOURCES,
+    "tensorrt": _TENSORRT_SOURCES,
+    "aotinductor": ("onnx_export.py", "aotinductor_build.py"),
+}
+_RUNTIME_SOURCES = {"tensorrt_rtx": tensorrt_flavour, "tensorrt": tensorrt_flavour, "aotinductor": aotinductor_package}
+
+
 @cache
-def _source_hash() -> str:
+def _source_hash(backend: str) -> str:
     """Hash of the sources that shape the files: a changed network is a changed build."""
     folder = Path(__file__).parent
-    shaping = [*folder.glob("networks/*.py"), *(folder / name for name in ("checkpoints.py", "onnx_export.py"))]
+    names = ("checkpoints.py", "precision.py", *_SOURCES[backend])
     digest = hashlib.sha256()
-    for path in sorted(shaping):
+    paths = sorted([*folder.glob("networks/*.py"), *(folder / name for name in names)])
+    if backend in _RUNTIME_SOURCES:
+        paths.append(Path(str(_RUNTIME_SOURCES[backend].__file__)))
+    for path in paths:
         digest.update(path.read_bytes())
     return digest.hexdigest()

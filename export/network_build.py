@@ -1,68 +1,48 @@
-"""Builds one network's files, and keeps a record of each finished one so that an interrupted build can go on."""
+"""Builds one network's files: load -> trace -> verify -> compile, in a scratch folder, then renames them into place."""
 
 from __future__ import annotations
 
 import gc
-import json
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, TypeAlias, TypeVar
 
+import torch
 from torch import nn
 
-from dispose_rt.manifest import FileRecord, NetworkRecord, record_file
+from dispose_rt.backends.tensorrt_flavour import FLAVOURS
+from dispose_rt.contract import Sizes
+from dispose_rt.errors import EngineError
+from dispose_rt.manifest import NetworkRecord, Signature, record_file
+from dispose_rt.signature import contract_signature
 
+from .aotinductor_build import compare_package, compile_package
 from .build_plan import RECIPES, NetworkPlan, resolve_shapes
-from .checkpoints import Checkpoint, Weights
-from .onnx_export import TORCH_DTYPES, export_onnx
-from .verify import comparison_sizes, verify_onnx
+from .build_records import forget_record, scratch_folder, share_files, write_record
+from .build_worker import BuildWorker, report
+from .checkpoints import Weights
+from .onnx_export import export_onnx
+from .precision import apply_precision
+from .tensorrt_build import build_plan
+from .verify import compare_onnx, comparison_sizes, expected_outputs
 
-RECORDS = ".build"
-"""Folder in the engine directory: one JSON record per finished network, and the scratch folder of the one at work."""
+WIDE_CHANNELS = 128
+"""Networks with this many channels at the outermost level or more are handled in a process of their own."""
 
+TIMING_CACHE = "timing.cache"
+FAILED = "failed"
+"""Folder beside the scratch folder: graphs that a compiler refused."""
 
-def finished_record(output: Path, plan: NetworkPlan) -> NetworkRecord | None:
-    """The record of a network that is built already, with the same ingredients, and whose files are still there."""
-    try:
-        body = json.loads(_record_path(output, plan).read_text(encoding="utf-8"))
-        files = tuple(FileRecord(**file) for file in body["files"])
-        record = NetworkRecord(files, body["build_key"], body["compute_dtype"], body["verification"])
-        intact = all((output / file.path).stat().st_size == file.size_bytes for file in files)
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return record if intact and record.build_key == plan.build_key else None
-
-
-def reuse_sibling(plan: NetworkPlan, output: Path) -> NetworkRecord | None:
-    """Take a network over from a directory beside this one that holds the very same, by hard link where possible.
-
-    Directories of other sizes or precisions share what does not depend on them: CLIP, CMP, the pose networks and more.
-    """
-    for sibling in sorted(output.absolute().parent.iterdir()):
-        record = finished_record(sibling, plan) if sibling.name != output.name else None
-        if record is None or any(record_file(sibling, file.path) != file for file in record.files):
-            continue
-        for file in record.files:
-            _link_or_copy(sibling / file.path, output / file.path)
-        _write_record(output, plan, record)
-        return record
-    return None
+Result = TypeVar("Result")
+StepProgress: TypeAlias = Callable[[str], None]
+"""Gets what is being done: "tracing", "compiling: 40 %"."""
 
 
-def _link_or_copy(source: Path, target: Path) -> None:
-    temporary = target.with_name(target.name + ".part")
-    temporary.unlink(missing_ok=True)
-    target.unlink(missing_ok=True)  # renaming one link of a file to another link of it does nothing
-    try:
-        temporary.hardlink_to(source)
-    except OSError:  # another file system, or one without hard links
-        shutil.copyfile(source, temporary)
-    temporary.replace(target)
-
-
-def build_network(plan: NetworkPlan, checkpoint: Checkpoint, output: Path) -> NetworkRecord:
+def build_network(
+    plan: NetworkPlan, weights: Weights, output: Path, worker: BuildWorker, progress: StepProgress
+) -> NetworkRecord:
     """Build one network into an engine directory.
 
     The files are written and verified in a scratch folder, then renamed into place, then recorded: whenever this stops,
@@ -71,67 +51,163 @@ def build_network(plan: NetworkPlan, checkpoint: Checkpoint, output: Path) -> Ne
     Raises:
         CheckpointError: its weights are missing, damaged, or of other shapes.
         VerificationError: it does not compute what PyTorch computes.
+        EngineError: a compiler refuses it.
+        DisposeError: a compiler crashed, or memory ran out.
     """
-    _record_path(output, plan).unlink(missing_ok=True)
-    with _scratch_folder(output) as scratch:
-        path = scratch / f"{plan.spec.name}.onnx"
-        if plan.spec.published:
-            shutil.copyfile(checkpoint.path(plan.spec.name), path)
-            verification: dict[str, float] = {}
-        else:
-            verification = _export_verified(plan, checkpoint, path)
-        names = [path.name, *sorted(other.name for other in scratch.iterdir() if other != path)]
+    start = time.perf_counter()
+    forget_record(output, plan.spec.name)
+    with scratch_folder(output) as scratch:
+        build = _NetworkBuild(plan, weights, scratch, worker, progress)
+        verification, signature = build.run(output / TIMING_CACHE)
+        path = scratch / plan.file_name
+        names = [path.name, *sorted(other.name for other in scratch.glob(f"{path.name}.*"))]
         for name in names:
             (scratch / name).replace(output / name)
-    record = NetworkRecord(
-        tuple(record_file(output, name) for name in names), plan.build_key, plan.compute_dtype, verification
-    )
-    _write_record(output, plan, record)
+    files = tuple(record_file(output, name) for name in names)
+    share_files(output, files)
+    record = NetworkRecord(files, plan.build_key, plan.compute_dtype, verification, plan.backend, signature)
+    write_record(output, plan.spec.name, record, time.perf_counter() - start)
     return record
 
 
-def _export_verified(plan: NetworkPlan, weights: Weights, path: Path) -> dict[str, float]:
-    """Write the network, and compare it with PyTorch at its own size, or through a small trace of the same module."""
-    module = _build_module(plan, weights).to(TORCH_DTYPES[plan.compute_dtype])
-    export_onnx(module, plan.spec, plan.sizes, plan.compute_dtype, path)
-    sizes = comparison_sizes(plan.sizes)
-    folder = path.parent / "compared"
-    compared = path
-    if resolve_shapes(plan.spec, sizes) != resolve_shapes(plan.spec, plan.sizes):
-        folder.mkdir()
-        compared = folder / path.name
-        export_onnx(module, plan.spec, sizes, plan.compute_dtype, compared)
-    del module
-    gc.collect()  # the traced program holds the weights a second time
-    # compared with a fresh module: rounding the weights is part of the error
-    module = _build_module(plan, weights)
-    errors = verify_onnx(module, plan.spec, sizes, plan.compute_dtype, compared, plan.tolerance)
-    shutil.rmtree(folder, ignore_errors=True)
-    return errors
+class _NetworkBuild:
+    """The steps of one network, all of them in the scratch folder."""
+
+    def __init__(
+        self, plan: NetworkPlan, weights: Weights, scratch: Path, worker: BuildWorker, progress: StepProgress
+    ) -> None:
+        self._plan = plan
+        self._weights = weights
+        self._scratch = scratch
+        self._worker = worker
+        self._progress = progress
+
+    def run(self, timing_cache: Path) -> tuple[dict[str, float], dict[str, Signature]]:
+        """Write the file that the backend opens. Answers the measured errors and the compiler's view of the tensors."""
+        plan = self._plan
+        if plan.backend == "aotinductor":
+            return self._package(), contract_signature(plan.spec.name, plan.sizes, plan.compute_dtype)
+        onnx = self._scratch / f"{plan.spec.name}.onnx"
+        verification: dict[str, float] = {}
+        if plan.spec.published:
+            shutil.copyfile(self._weights.published_file(plan.spec.name, self._scratch), onnx)
+        else:
+            verification = self._export(onnx)
+        if plan.backend not in FLAVOURS:
+            return verification, {}
+        self._progress("compiling")
+        return verification, self._compile(onnx, timing_cache)
+
+    def _compile(self, onnx: Path, timing_cache: Path) -> dict[str, Signature]:
+        plan = self._plan
+        label = f"{plan.spec.name}: compiling"
+        try:
+            return self._worker.run(label, compile_engine, plan, onnx, timing_cache, progress=self._progress)
+        except EngineError as error:
+            kept = self._scratch.parent / FAILED / onnx.name
+            kept.parent.mkdir(exist_ok=True)
+            for path in (onnx, onnx.with_name(f"{onnx.name}.data")):
+                if path.exists():
+                    path.replace(kept.with_name(path.name))
+            raise EngineError(f"{error}\nThe graph is kept as {kept}; {_reduce_hint(plan.backend, kept)}") from error
+
+    def _export(self, onnx: Path) -> dict[str, float]:
+        """Trace the network, and compare it with PyTorch at its own size, or through a small trace of the same."""
+        plan = self._plan
+        sizes = comparison_sizes(plan.sizes)
+        wanted = [(plan.sizes, onnx)]
+        compared = onnx
+        if resolve_shapes(plan.spec, sizes) != resolve_shapes(plan.spec, plan.sizes):
+            compared = self._scratch / "compared" / onnx.name
+            compared.parent.mkdir()
+            wanted.append((sizes, compared))
+        expected = self._scratch / "expected.npz"
+        self._step("tracing", trace_network, plan, self._weights, wanted)
+        self._step("running PyTorch", run_network, plan, self._weights, sizes, "cpu", expected)
+        errors = self._step("comparing", compare_onnx, plan.spec, compared, expected, plan.tolerance)
+        shutil.rmtree(compared.parent) if compared != onnx else None
+        expected.unlink()
+        return errors
+
+    def _package(self) -> dict[str, float]:
+        plan = self._plan
+        name = plan.spec.name
+        device = "cpu" if plan.devices == ("cpu",) else "cuda"
+        sizes = comparison_sizes(plan.sizes) if device == "cpu" else plan.sizes
+        package = self._scratch / plan.file_name
+        wanted = [(plan.sizes, package)]
+        compared = package
+        if resolve_shapes(plan.spec, sizes) != resolve_shapes(plan.spec, plan.sizes):
+            compared = self._scratch / "compared" / package.name
+            compared.parent.mkdir()
+            wanted.append((sizes, compared))
+        expected = self._scratch / "expected.npz"
+        self._progress("compiling")
+        self._worker.run(f"{name}: compiling", compile_network, plan, self._weights, wanted, device)
+        self._step("running PyTorch", run_network, plan, self._weights, sizes, device, expected)
+        self._progress("comparing")
+        errors = self._worker.run(
+            f"{name}: comparing", compare_package, plan.spec, compared, expected, device, plan.tolerance
+        )
+        shutil.rmtree(compared.parent) if compared != package else None
+        expected.unlink()
+        return errors
+
+    def _step(self, label: str, step: Callable[..., Result], *arguments: Any) -> Result:
+        """Run a step here, or in the worker where it needs much memory."""
+        self._progress(label)
+        if self._plan.sizes.channels[0] >= WIDE_CHANNELS:
+            return self._worker.run(f"{self._plan.spec.name}: {label}", step, *arguments)
+        result = step(*arguments)
+        gc.collect()
+        return result
+
+
+def _reduce_hint(backend: str, onnx: Path) -> str:
+    variable = "POLYGRAPHY_USE_TENSORRT_RTX=1 " if backend == "tensorrt_rtx" else ""
+    check = f"--check polygraphy convert polygraphy_debug.onnx --convert-to trt --strongly-typed -o {onnx.stem}.engine"
+    return f"to find the part that is refused:\n  {variable}polygraphy debug reduce {onnx} -o reduced.onnx {check}"
+
+
+def trace_network(plan: NetworkPlan, weights: Weights, wanted: list[tuple[Sizes, Path]]) -> None:
+    """Write the network as ONNX, once per size."""
+    module = _ready_module(plan, weights)
+    for sizes, path in wanted:
+        export_onnx(module, plan.spec, sizes, plan.compute_dtype, path)
+
+
+def compile_network(plan: NetworkPlan, weights: Weights, wanted: list[tuple[Sizes, Path]], device: str) -> None:
+    """Compile the network with AOTInductor, once per size."""
+    module = _ready_module(plan, weights).to(device)
+    for sizes, path in wanted:
+        compile_package(module, plan.spec, sizes, plan.compute_dtype, device=device, output=path)
+
+
+def compile_engine(plan: NetworkPlan, onnx: Path, timing_cache: Path) -> dict[str, Signature]:
+    """Compile an ONNX file with TensorRT, beside it."""
+    return build_plan(
+        onnx,
+        plan.spec,
+        plan.sizes,
+        plan.compute_dtype,
+        flavour=plan.backend,
+        targets=plan.devices,
+        timing_cache=timing_cache,
+        output=onnx.with_name(plan.file_name),
+        progress=lambda phase, done, total: report(f"compiling: {phase} {done}/{total}"),
+    )
+
+
+def run_network(plan: NetworkPlan, weights: Weights, sizes: Sizes, device: str, path: Path) -> None:
+    """Store what PyTorch computes in float32, from weights that were never rounded: that is part of the error."""
+    torch.backends.cudnn.allow_tf32 = False
+    module = _build_module(plan, weights).to(device)
+    expected_outputs(module, plan.spec, sizes, plan.compute_dtype, path)
+
+
+def _ready_module(plan: NetworkPlan, weights: Weights) -> nn.Module:
+    return apply_precision(_build_module(plan, weights), plan.spec.name, plan.compute_dtype)
 
 
 def _build_module(plan: NetworkPlan, weights: Weights) -> nn.Module:
     return RECIPES[plan.spec.name].build(weights).eval().requires_grad_(False)
-
-
-def _record_path(output: Path, plan: NetworkPlan) -> Path:
-    return output / RECORDS / f"{plan.spec.name}.json"
-
-
-def _write_record(output: Path, plan: NetworkPlan, record: NetworkRecord) -> None:
-    path = _record_path(output, plan)
-    path.parent.mkdir(exist_ok=True)
-    temporary = path.with_suffix(".part")
-    temporary.write_text(json.dumps(asdict(record), indent=1), encoding="utf-8")
-    temporary.replace(path)
-
-
-@contextmanager
-def _scratch_folder(output: Path) -> Iterator[Path]:
-    folder = output / RECORDS / "scratch"
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -58,13 +59,15 @@ def golden_checkpoint(kept_folder: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def golden_engines(golden_checkpoint: Path, kept_folder: Path) -> Callable[..., Path]:
-    """`golden_engines(case, precision)` builds (once) the engine directory that a golden case needs."""
+    """`golden_engines(case, precision, backend)` builds (once) the engine directory that a golden case needs."""
     from export.build_engines import build_engines
 
-    def build(case: GoldenCase, precision: str = "fp32") -> Path:
+    def build(case: GoldenCase, precision: str = "fp32", backend: str = "onnxruntime", **targets: Any) -> Path:
         width, height = case.size
-        name = f"{width}x{height}-{case.tile}-{case.chunk}-{precision}"
+        kind = "-".join([precision, *([] if backend == "onnxruntime" else [backend]), *targets.get("targets", ())])
+        name = f"{width}x{height}-{case.tile}-{case.chunk}-{kind}"
         options = {"size": case.size, "tile": case.tile, "chunk": case.chunk, "precision": precision}
+        options |= {"backend": backend, **targets}
         with made_once(kept_folder / "golden-engines" / name) as output:
             build_engines(golden_checkpoint, output, **options)
         return output

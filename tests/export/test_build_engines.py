@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,11 +13,18 @@ import onnxruntime
 import pytest
 import torch
 
-from dispose_rt.contract import NETWORKS
+from dispose_rt.contract import NETWORKS, Sizes
 from dispose_rt.errors import InputError, ManifestError, VerificationError
 from dispose_rt.manifest import FILE_NAME, read_manifest
-from export import network_build, onnx_export
-from export.build_engines import build_engines, main, parse_only, parse_size
+from export import build_records, network_build, onnx_export
+from export.build_engines import (
+    build_engines,
+    main,
+    parse_only,
+    parse_size,
+    parse_targets,
+    unfused_attention_bytes,
+)
 from export.build_plan import RECIPES
 
 SMALL = ("pose_net", "point_encoder")
@@ -26,6 +34,11 @@ SIZE = (64, 64)
 def build_small(checkpoint: Path, output: Path, **changes) -> None:
     options = {"size": SIZE, "tile": 3, "chunk": 2, "only": SMALL} | changes
     assert build_engines(checkpoint, output, **options) is None  # eleven networks are missing
+
+
+def build_files(output: Path) -> set[str]:
+    """What a build remembers, but for its lock."""
+    return {path.name for path in (output / ".build").iterdir()} - {"lock"}
 
 
 def engine_files(output: Path) -> dict[str, int]:
@@ -119,7 +132,7 @@ def test_an_interrupted_build_goes_on_where_it_stopped(golden_checkpoint, tmp_pa
     assert printed.count("up to date") == 1
     assert "still lacks" in printed
     assert {path.name for path in (tmp_path / "e").iterdir()} == {"pose_net.onnx", "point_encoder.onnx", ".build"}
-    assert {path.name for path in (tmp_path / "e/.build").iterdir()} == {"pose_net.json", "point_encoder.json"}
+    assert build_files(tmp_path / "e") == {"pose_net.json", "point_encoder.json"}
 
 
 def test_a_rebuild_removes_the_manifest_first(golden_checkpoint, tmp_path):
@@ -190,22 +203,112 @@ def test_a_whole_directory_records_what_it_is(golden_engines, golden_checkpoint)
 
 def test_what_is_too_large_to_run_is_compared_through_a_small_trace(golden_checkpoint, tmp_path, monkeypatch):
     compared = []
-    verify = network_build.verify_onnx
+    compare, run = network_build.compare_onnx, network_build.run_network
 
-    def note(module, spec, sizes, dtype, path, tolerance):
-        compared.append((spec.name, sizes.width, sizes.height, sizes.tile, path.parent.name))
-        return verify(module, spec, sizes, dtype, path, tolerance)
+    def note_sizes(plan, weights, sizes, *rest):
+        compared.append((plan.spec.name, sizes.width, sizes.height, sizes.tile))
+        run(plan, weights, sizes, *rest)
 
-    monkeypatch.setattr(network_build, "verify_onnx", note)
+    def note_folder(spec, path, *rest):
+        compared.append(path.parent.name)
+        return compare(spec, path, *rest)
+
+    monkeypatch.setattr(network_build, "run_network", note_sizes)
+    monkeypatch.setattr(network_build, "compare_onnx", note_folder)
     build_small(golden_checkpoint, tmp_path / "e", size=(576, 1024), tile=16)
     # the point encoder does not depend on the size: its own file is compared
-    assert compared == [("pose_net", 64, 128, 4, "compared"), ("point_encoder", 64, 128, 4, "scratch")]
+    assert compared == [("pose_net", 64, 128, 4), "compared", ("point_encoder", 64, 128, 4), "scratch"]
     model = onnx.load(tmp_path / "e" / "pose_net.onnx")
     [shape] = [
         [dim.dim_value or dim.dim_param for dim in tensor.type.tensor_type.shape.dim] for tensor in model.graph.input
     ]
     assert shape[1:] == [3, 1024, 576]
-    assert {path.name for path in (tmp_path / "e/.build").iterdir()} == {"pose_net.json", "point_encoder.json"}
+    assert build_files(tmp_path / "e") == {"pose_net.json", "point_encoder.json"}
+
+
+def test_weights_of_another_size_are_held_once(golden_checkpoint, tmp_path, monkeypatch):
+    """The graphs differ in the constants of their shapes, the weights beside them do not."""
+    monkeypatch.setattr(onnx_export, "EXTERNAL_DATA_BYTES", 1000)
+    monkeypatch.setattr(build_records, "SHARED_ABOVE_BYTES", 1000)
+    for name, size in (("one", (64, 64)), ("two", (128, 64))):
+        build_small(golden_checkpoint, tmp_path / name, size=size, only=("pose_net",))
+    graphs = [(tmp_path / name / "pose_net.onnx").read_bytes() for name in ("one", "two")]
+    assert graphs[0] != graphs[1]
+    weights = [(tmp_path / name / "pose_net.onnx.data").stat().st_ino for name in ("one", "two")]
+    assert weights[0] == weights[1]
+
+
+def test_several_sizes_make_a_directory_each(golden_checkpoint, tmp_path, capsys):
+    arguments = ["--weights", str(golden_checkpoint), "--output", str(tmp_path), "--size", "64x64,128x64,64x64"]
+    assert main([*arguments, "--tile-frames", "3", "--decode-chunk", "2", "--only", "point_encoder"]) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["128x64", "64x64"]
+    assert "shared with" in capsys.readouterr().out
+
+
+def test_a_second_build_of_the_same_directory_is_refused(golden_checkpoint, tmp_path):
+    (tmp_path / "e").mkdir()
+    with build_records.exclusive(tmp_path / "e"), pytest.raises(ManifestError, match="another build is writing"):
+        build_small(golden_checkpoint, tmp_path / "e", only=("point_encoder",))
+
+
+def test_damage_is_mended_by_the_same_command(golden_checkpoint, tmp_path, capsys):
+    """One byte changed, the size kept: the network is built again although its record is there."""
+    build_small(golden_checkpoint, tmp_path / "e", only=("point_encoder",))
+    path = tmp_path / "e" / "point_encoder.onnx"
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    capsys.readouterr()
+    build_small(golden_checkpoint, tmp_path / "e", only=("point_encoder",))
+    assert "up to date" not in capsys.readouterr().out
+    assert path.read_bytes() == content
+
+
+def test_touched_and_linked_files_are_still_up_to_date(golden_checkpoint, tmp_path, capsys):
+    build_small(golden_checkpoint, tmp_path / "e", only=("point_encoder",))
+    path = tmp_path / "e" / "point_encoder.onnx"
+    os.utime(path, (1, 1))
+    (tmp_path / "link").hardlink_to(path)
+    capsys.readouterr()
+    build_small(golden_checkpoint, tmp_path / "e", only=("point_encoder",))
+    assert "up to date" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("backend", "precision", "targets", "message"),
+    [
+        ("onnxruntime", "fp32", ("sm_89",), "runs on the CPU"),
+        ("onnxruntime", "bf16", (), "no bf16 kernels"),
+        ("tensorrt_rtx", "fp16", ("cpu",), "runs on GPUs alone"),
+        ("tensorrt_rtx", "fp16", ("sm_11",), "cannot target sm_11"),
+        ("tensorflow", "fp16", (), "unknown"),
+        ("onnxruntime", "fp8", (), "unknown"),
+    ],
+)
+def test_combinations_that_cannot_be_built_are_refused(
+    golden_checkpoint, tmp_path, backend, precision, targets, message
+):
+    with pytest.raises(InputError, match=message):
+        build_engines(
+            golden_checkpoint, tmp_path / "e", size=SIZE, backend=backend, precision=precision, targets=targets
+        )
+    assert not (tmp_path / "e").exists()
+
+
+def test_float32_attention_at_full_size_is_more_than_a_gpu_holds():
+    """FP16 attention is fused; of FP32, TensorRT holds all scores: 32 frames x 5 heads x 9216 x 9216."""
+    assert unfused_attention_bytes(Sizes(576, 1024)) == 32 * 5 * 9216 * 9216 * 4
+
+
+@pytest.mark.parametrize("text", ["", "89", "sm89", "sm_", "sm_9", "gpu", "sm_89,", "sm_89 sm_120"])
+def test_unreadable_targets_are_refused(text):
+    with pytest.raises(InputError, match="no compute capability"):
+        parse_targets(text)
+
+
+def test_targets_are_parsed():
+    assert parse_targets(None) == ()
+    assert parse_targets("sm_89, sm_120,sm_89") == ("sm_89", "sm_120")
+    assert parse_targets("cpu") == ("cpu",)
 
 
 def test_large_weights_lie_beside_the_graph(golden_checkpoint, tmp_path, monkeypatch, capsys):
