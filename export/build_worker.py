@@ -176,6 +176,10 @@ def serve(descriptor: int) -> None:
 
 def peak_memory_bytes() -> int:
     """The most memory that this process has held so far; 0 where the system does not say."""
+    # of the program at work: what getrusage answers begins, on Linux, with the size of the parent that started it
+    with contextlib.suppress(OSError, ValueError, StopIteration):
+        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+        return int(next(line for line in lines if line.startswith("VmHWM:")).split()[1]) * 1024
     try:
         import resource
     except ModuleNotFoundError:

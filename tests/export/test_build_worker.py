@@ -90,6 +90,14 @@ def test_a_process_that_held_much_memory_is_replaced(tmp_path, monkeypatch):
         assert worker.peak_bytes > 300 << 20
 
 
+def test_the_memory_of_the_parent_does_not_count(tmp_path):
+    held = bytearray(400 << 20)
+    held[::4096] = b"x" * len(held[::4096])
+    with BuildWorker(tmp_path / "w") as worker:
+        worker.run("x", identify)
+        assert 1 << 20 < worker.peak_bytes < 300 << 20
+
+
 def test_errors_of_a_step_are_raised_here_and_the_worker_goes_on(tmp_path):
     with BuildWorker(tmp_path / "w") as worker:
         with pytest.raises(ManifestError, match="no good"):
