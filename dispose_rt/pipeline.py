@@ -13,6 +13,7 @@ import numpy as np
 
 from . import appearance, conditions, decode, denoise, framing, media, motion, pose
 from .backends import Engine
+from .backends.validation import host_dtype
 from .contract import DIFT_ENSEMBLE, NETWORKS
 from .errors import InputError, InputWarning, NoPersonError
 from .manifest import Manifest
@@ -210,7 +211,8 @@ class Run:
         return np.zeros((frames, *(int(dim) for dim in shape[1:])), self._compute_dtype("controlnet"))
 
     def _compute_dtype(self, network: str) -> str:
-        return self._manifest.networks[network].compute_dtype
+        """In which a network's "compute" tensors travel: numpy has no bfloat16."""
+        return host_dtype(self._manifest.networks[network].compute_dtype)
 
     def _denoise(self, conditioned: Conditions, frames: int) -> F32:
         settings, sizes = self._settings, self._sizes

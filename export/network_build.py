@@ -86,7 +86,8 @@ class _NetworkBuild:
         """Write the file that the backend opens. Answers the measured errors and the compiler's view of the tensors."""
         plan = self._plan
         if plan.backend == "aotinductor":
-            return self._package(), contract_signature(plan.spec.name, plan.sizes, plan.compute_dtype)
+            errors = self._package(self._scratch / plan.file_name)
+            return errors, contract_signature(plan.spec.name, plan.sizes, plan.compute_dtype)
         onnx = self._scratch / f"{plan.spec.name}.onnx"
         verification: dict[str, float] = {}
         if plan.spec.published:
@@ -95,69 +96,66 @@ class _NetworkBuild:
             verification = self._export(onnx)
         if plan.backend not in FLAVOURS:
             return verification, {}
-        self._progress("compiling")
         return verification, self._compile(onnx, timing_cache)
 
     def _compile(self, onnx: Path, timing_cache: Path) -> dict[str, Signature]:
         plan = self._plan
-        label = f"{plan.spec.name}: compiling"
         try:
-            return self._worker.run(label, compile_engine, plan, onnx, timing_cache, progress=self._progress)
+            return self._in_worker("compiling", compile_engine, plan, onnx, timing_cache)
         except EngineError as error:
             kept = self._scratch.parent / FAILED / onnx.name
             kept.parent.mkdir(exist_ok=True)
-            for path in (onnx, onnx.with_name(f"{onnx.name}.data")):
-                if path.exists():
-                    path.replace(kept.with_name(path.name))
+            for path in (onnx, *onnx.parent.glob(f"{onnx.name}.*")):
+                path.replace(kept.with_name(path.name))
             raise EngineError(f"{error}\nThe graph is kept as {kept}; {_reduce_hint(plan.backend, kept)}") from error
 
     def _export(self, onnx: Path) -> dict[str, float]:
-        """Trace the network, and compare it with PyTorch at its own size, or through a small trace of the same."""
+        """Trace the network, and compare it with PyTorch."""
         plan = self._plan
         sizes = comparison_sizes(plan.sizes)
-        wanted = [(plan.sizes, onnx)]
-        compared = onnx
-        if resolve_shapes(plan.spec, sizes) != resolve_shapes(plan.spec, plan.sizes):
-            compared = self._scratch / "compared" / onnx.name
-            compared.parent.mkdir()
-            wanted.append((sizes, compared))
-        expected = self._scratch / "expected.npz"
+        wanted = self._files_at(plan.sizes, sizes, onnx)
         self._step("tracing", trace_network, plan, self._weights, wanted)
-        self._step("running PyTorch", run_network, plan, self._weights, sizes, "cpu", expected)
-        errors = self._step("comparing", compare_onnx, plan.spec, compared, expected, plan.tolerance)
-        shutil.rmtree(compared.parent) if compared != onnx else None
-        expected.unlink()
+        self._step("running PyTorch", run_network, plan, self._weights, sizes, "cpu", self._expected)
+        compared = wanted[-1][1]
+        errors = self._step("comparing", compare_onnx, plan.spec, compared, self._expected, plan.tolerance)
+        shutil.rmtree(self._expected.parent)
         return errors
 
-    def _package(self) -> dict[str, float]:
+    def _package(self, path: Path) -> dict[str, float]:
+        """Compile the network with AOTInductor, and compare it with PyTorch."""
         plan = self._plan
-        name = plan.spec.name
         device = "cpu" if plan.devices == ("cpu",) else "cuda"
         sizes = comparison_sizes(plan.sizes) if device == "cpu" else plan.sizes
-        package = self._scratch / plan.file_name
-        wanted = [(plan.sizes, package)]
-        compared = package
-        if resolve_shapes(plan.spec, sizes) != resolve_shapes(plan.spec, plan.sizes):
-            compared = self._scratch / "compared" / package.name
-            compared.parent.mkdir()
-            wanted.append((sizes, compared))
-        expected = self._scratch / "expected.npz"
-        self._progress("compiling")
-        self._worker.run(f"{name}: compiling", compile_network, plan, self._weights, wanted, device)
-        self._step("running PyTorch", run_network, plan, self._weights, sizes, device, expected)
-        self._progress("comparing")
-        errors = self._worker.run(
-            f"{name}: comparing", compare_package, plan.spec, compared, expected, device, plan.tolerance
+        wanted = self._files_at(plan.sizes, sizes, path)
+        self._in_worker("compiling", compile_network, plan, self._weights, wanted, device)
+        self._step("running PyTorch", run_network, plan, self._weights, sizes, device, self._expected)
+        compared = wanted[-1][1]
+        return self._in_worker(
+            "comparing", compare_package, plan.spec, compared, self._expected, device, plan.tolerance
         )
-        shutil.rmtree(compared.parent) if compared != package else None
-        expected.unlink()
-        return errors
+
+    @property
+    def _expected(self) -> Path:
+        """What PyTorch computes."""
+        return self._scratch / "compared" / "expected.npz"
+
+    def _files_at(self, own: Sizes, comparable: Sizes, path: Path) -> list[tuple[Sizes, Path]]:
+        """The file to write, and behind it a small one to compare instead where its own size cannot be run here."""
+        aside = self._scratch / "compared"
+        aside.mkdir()
+        if resolve_shapes(self._plan.spec, comparable) == resolve_shapes(self._plan.spec, own):
+            return [(own, path)]
+        return [(own, path), (comparable, aside / path.name)]
+
+    def _in_worker(self, label: str, step: Callable[..., Result], *arguments: Any) -> Result:
+        self._progress(label)
+        return self._worker.run(f"{self._plan.spec.name}: {label}", step, *arguments, progress=self._progress)
 
     def _step(self, label: str, step: Callable[..., Result], *arguments: Any) -> Result:
         """Run a step here, or in the worker where it needs much memory."""
-        self._progress(label)
         if self._plan.sizes.channels[0] >= WIDE_CHANNELS:
-            return self._worker.run(f"{self._plan.spec.name}: {label}", step, *arguments)
+            return self._in_worker(label, step, *arguments)
+        self._progress(label)
         result = step(*arguments)
         gc.collect()
         return result

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,15 @@ from golden_case import GoldenCase, animate, trace_run
 from golden_data import GOLDEN, load_golden
 
 from dispose_rt import Animator
+from dispose_rt.backends import Engines
 from dispose_rt.contract import NETWORKS
 from dispose_rt.errors import Cancelled, EngineError, InputError, InputWarning, ManifestError
+from dispose_rt.manifest import read_manifest
 from dispose_rt.media import write_video
+from dispose_rt.noise import seeded_noise
+from dispose_rt.pipeline import Run
+from dispose_rt.settings import Settings
+from dispose_rt.timing import Progress
 
 CASE = GoldenCase("one_tile_64")
 TILE = 7
@@ -131,6 +138,14 @@ class TestControls:
         animate(engines, **arguments(controls=()))
         unused = {"controlnet", "motion_encoder", "point_encoder", "dift", "cmp_image_encoder", "cmp_flow_decoder"}
         assert set(loaded) == set(NETWORKS) - unused
+
+    def test_zeros_for_bfloat16_networks_are_float32(self, engines: Path) -> None:
+        """numpy has no bfloat16: the backends round."""
+        manifest = read_manifest(engines)
+        records = {n: replace(r, compute_dtype="bfloat16") for n, r in manifest.networks.items()}
+        reduced = replace(manifest, precision="bf16", networks=records)
+        run = Run(Settings(), Engines(reduced), reduced, seeded_noise(0), Progress(False), lambda *_: None)
+        assert run._zeros("motion_features", 2).dtype == np.float32
 
     def test_a_control_that_is_off_reads_zeros(self, traces: dict[tuple[str, ...], Any]) -> None:
         [no_motion] = traces[("points",)].seen["conditions"]

@@ -23,7 +23,7 @@ from ..errors import DeviceError, EngineError, InputError
 from ..manifest import Manifest
 from ..signature import contract_signature, signature_differences
 from .aotinductor_package import PackageLabel, cpu_features, read_label, this_machine
-from .validation import check_inputs, check_outputs_finite, host_dtype
+from .validation import check_inputs, check_outputs_finite, host_dtype, largest_batch
 
 if TYPE_CHECKING:
     import torch
@@ -301,9 +301,7 @@ class AotInductorEngine:
 
     def max_batch(self, dimension: str) -> int:
         """See `Engine.max_batch`."""
-        if dimension not in self._spec.dynamic:
-            raise InputError(f"{dimension!r} is no dynamic dimension of {self.name}; it has {self._spec.dynamic}")
-        return self._sizes.limit(dimension)
+        return largest_batch(self._spec, self._sizes, dimension)
 
     def close(self) -> None:
         """See `Engine.close`. What the loader unpacked is removed."""

@@ -9,10 +9,10 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from ..contract import NETWORKS
-from ..errors import DeviceError, EngineError, InputError
+from ..errors import DeviceError, EngineError
 from ..manifest import Manifest
 from ..signature import Signature, signature_differences
-from .validation import check_inputs, check_outputs_finite
+from .validation import check_inputs, check_outputs_finite, largest_batch
 
 _DTYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(bfloat16)": "bfloat16"}
 
@@ -95,9 +95,7 @@ class OnnxRuntimeEngine:
 
     def max_batch(self, dimension: str) -> int:
         """See `Engine.max_batch`."""
-        if dimension not in self._spec.dynamic:
-            raise InputError(f"{dimension!r} is no dynamic dimension of {self.name}; it has {self._spec.dynamic}")
-        return self._sizes.limit(dimension)
+        return largest_batch(self._spec, self._sizes, dimension)
 
     def close(self) -> None:
         """See `Engine.close`."""

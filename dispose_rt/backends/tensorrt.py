@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 
 from ..contract import NETWORKS, TensorSpec
 from ..device import DeviceArray, DeviceMemory, Gpu, Stream, resolve_device, set_device
-from ..errors import DeviceError, EngineError, InputError
+from ..errors import DeviceError, EngineError
 from ..manifest import Manifest
 from ..signature import Signature, signature_differences
 from .sealed_file import read_sealed, write_sealed
 from .tensorrt_flavour import load_flavour, name_dimensions, read_head
-from .validation import check_inputs, check_outputs_finite
+from .validation import check_inputs, check_outputs_finite, largest_batch
 
 
 class TensorRtOpener:
@@ -260,9 +260,7 @@ class TensorRtEngine:
 
     def max_batch(self, dimension: str) -> int:
         """See `Engine.max_batch`."""
-        if dimension not in self._spec.dynamic:
-            raise InputError(f"{dimension!r} is no dynamic dimension of {self.name}; it has {self._spec.dynamic}")
-        return self._sizes.limit(dimension)
+        return largest_batch(self._spec, self._sizes, dimension)
 
     def close(self) -> None:
         """See `Engine.close`."""

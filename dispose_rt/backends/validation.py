@@ -61,6 +61,17 @@ def check_inputs(
     return dynamic
 
 
+def largest_batch(spec: NetworkSpec, sizes: Sizes, dimension: str) -> int:
+    """Largest size of a dynamic dimension, see `Engine.max_batch`.
+
+    Raises:
+        InputError: the network has no such dimension.
+    """
+    if dimension not in spec.dynamic:
+        raise InputError(f"{dimension!r} is no dynamic dimension of {spec.name}; it has {spec.dynamic}")
+    return sizes.limit(dimension)
+
+
 def check_outputs_finite(network: str, compute_dtype: str, outputs: Mapping[str, NDArray[Any]]) -> None:
     """Refuse outputs that hold NaN or infinity. Takes 6 ms for 100 MB, in any precision.
 
