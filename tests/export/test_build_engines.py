@@ -14,18 +14,22 @@ import pytest
 import torch
 
 from dispose_rt.contract import NETWORKS, Sizes
-from dispose_rt.errors import InputError, ManifestError, VerificationError
+from dispose_rt.errors import EngineError, InputError, ManifestError, VerificationError
 from dispose_rt.manifest import FILE_NAME, read_manifest
 from export import build_records, network_build, onnx_export
 from export.build_engines import (
     build_engines,
+    clear_leftovers,
     main,
     parse_only,
     parse_size,
     parse_targets,
+    sizes_of,
     unfused_attention_bytes,
 )
-from export.build_plan import RECIPES
+from export.build_plan import RECIPES, BuildTarget, plan_network
+from export.build_worker import BuildWorker
+from export.checkpoints import Checkpoint
 
 SMALL = ("pose_net", "point_encoder")
 SIZE = (64, 64)
@@ -328,3 +332,25 @@ def test_large_weights_lie_beside_the_graph(golden_checkpoint, tmp_path, monkeyp
     build_small(golden_checkpoint, tmp_path / "two", only=("point_encoder",))
     assert "up to date" not in capsys.readouterr().out
     assert {path.name for path in (tmp_path / "two").glob("*.onnx*")} == names
+
+
+def test_a_graph_that_a_compiler_refuses_is_kept_for_reducing(golden_checkpoint, tmp_path):
+    """With the command that finds the part that is refused, and only until the next build."""
+
+    class RefusingWorker(BuildWorker):
+        def run(self, label, step, *arguments, progress=None):
+            raise EngineError(f"{label}: no kernel for it")
+
+    weights = Checkpoint(golden_checkpoint)
+    sizes = sizes_of(weights, SIZE, 3, 2)
+    plan = plan_network("point_encoder", weights, sizes, BuildTarget("tensorrt_rtx", "fp16"))
+    output = tmp_path / "e"
+    output.mkdir()
+    with pytest.raises(EngineError, match=r"(?s)no kernel for it.*POLYGRAPHY_USE_TENSORRT_RTX=1 polygraphy") as caught:
+        network_build.build_network(plan, weights, output, RefusingWorker(tmp_path / "w"), lambda text: None)
+    kept = output / ".build" / "failed" / "point_encoder.onnx"
+    assert str(kept) in str(caught.value)
+    onnx.checker.check_model(onnx.load(kept))
+    assert build_files(output) == {"failed"}
+    clear_leftovers(output)
+    assert build_files(output) == set()
