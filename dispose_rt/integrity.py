@@ -21,10 +21,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .errors import ManifestError
-from .manifest import FileRecord, Manifest
+from .manifest import CHECKED_FILE_NAME, FileRecord, Manifest, stamp_of
 from .strict_json import checksum_of, expect_integer, expect_keys, expect_list, expect_object, expect_text, read_json
 
-FILE_NAME = ".checked.json"
+FILE_NAME = CHECKED_FILE_NAME
 SETTLED_NS = 2_000_000_000
 """A file that changed less than this before it was hashed is not remembered: file systems count time in steps, and
 another change within the same step would go unseen."""
@@ -123,7 +123,7 @@ def _verify_file(path: Path, file: FileRecord, known: _Stamp | None) -> _Stamp |
         raise ValueError("is no regular file")
     if status.st_size != file.size_bytes:
         raise ValueError(f"has {status.st_size} bytes, the manifest says {file.size_bytes}")
-    if known == _stamp(status):
+    if known == stamp_of(status):
         return known
     started_ns = time.time_ns()
     with path.open("rb") as opened:
@@ -132,12 +132,8 @@ def _verify_file(path: Path, file: FileRecord, known: _Stamp | None) -> _Stamp |
         after = os.fstat(opened.fileno())
     if digest != file.sha256:
         raise ValueError("has other contents than the manifest says")
-    settled = _stamp(before) == _stamp(after) and after.st_ctime_ns < started_ns - SETTLED_NS
-    return _stamp(after) if settled else None
-
-
-def _stamp(status: os.stat_result) -> _Stamp:
-    return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
+    settled = stamp_of(before) == stamp_of(after) and after.st_ctime_ns < started_ns - SETTLED_NS
+    return stamp_of(after) if settled else None
 
 
 class _Memory:

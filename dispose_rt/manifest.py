@@ -31,12 +31,15 @@ from .strict_json import (
 )
 
 FILE_NAME = "manifest.json"
+CHECKED_FILE_NAME = ".checked.json"
+"""Remembers which files were found intact, see `integrity`."""
 FORMAT = "dispose_rt engine directory"
 REVISION = 2
 BACKENDS = ("onnxruntime", "tensorrt_rtx", "tensorrt", "aotinductor")
 PRECISIONS = ("fp32", "fp16", "bf16")
 COMPUTE_DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
-_TARGET = r"cpu|sm_[1-9][0-9]{1,2}"
+TARGET = r"cpu|sm_[1-9][0-9]{1,2}"
+"""What an engine runs on, as a pattern."""
 _LARGEST_SIZE = 1 << 16
 _LARGEST_SIGMA = 1e6
 
@@ -115,11 +118,13 @@ class Manifest:
 
 def sha256_of(path: Path) -> str:
     """Hex digest of a file, read in pieces."""
-    digest = hashlib.sha256()
     with path.open("rb") as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def stamp_of(status: os.stat_result) -> tuple[int, int, int, int]:
+    """What changes when a file is written to, touched, linked or replaced."""
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
 
 
 def record_file(folder: Path, name: str) -> FileRecord:
@@ -158,7 +163,7 @@ def _readable_targets(body: Mapping[str, Any]) -> list[str]:
     targets = body.get("targets")
     if not isinstance(targets, list | tuple):
         return []
-    return [target for target in targets if isinstance(target, str) and re.fullmatch(_TARGET, target)]
+    return [target for target in targets if isinstance(target, str) and re.fullmatch(TARGET, target)]
 
 
 def write_manifest(manifest: Manifest) -> Path:
@@ -270,7 +275,7 @@ def _parse(body: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
 
 
 def _read_targets(value: Any, what: str, backend: str) -> tuple[str, ...]:
-    targets = tuple(expect_text(target, what, _TARGET) for target in expect_list(value, what))
+    targets = tuple(expect_text(target, what, TARGET) for target in expect_list(value, what))
     if backend.startswith("tensorrt") and "cpu" in targets:
         raise ValueError("targets name the CPU, on which TensorRT does not run")
     return targets

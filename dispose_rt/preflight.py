@@ -6,20 +6,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
-from .backends.tensorrt_flavour import portable_plan_runs_on
+from .backends.tensorrt_flavour import FLAVOURS, portable_plan_runs_on, tensorrt_version
 from .device import Gpu, resolve_device
 from .errors import DeviceError, EngineError, ManifestError
 from .integrity import find_damage, repair_advice
 from .manifest import Manifest
 
-TENSORRT_FLAVOURS = ("tensorrt_rtx", "tensorrt")
 _PACKAGES = {"tensorrt_rtx": "tensorrt-rtx-cu13", "tensorrt": "tensorrt", "aotinductor": "torch"}
-
-
-def _tensorrt_version(flavour: str) -> str:
-    from .backends.tensorrt_flavour import load_flavour
-
-    return load_flavour(flavour).version
 
 
 def _package_version(package: str) -> str | None:
@@ -40,7 +33,7 @@ class Host:
     """
 
     resolve_gpu: Callable[[str], Gpu] = resolve_device
-    tensorrt_version: Callable[[str], str] = _tensorrt_version
+    tensorrt_version: Callable[[str], str] = tensorrt_version
     package_version: Callable[[str], str | None] = _package_version
 
 
@@ -111,13 +104,13 @@ def _software_problems(manifest: Manifest, host: Host) -> Iterator[Problem]:
     if backend == "onnxruntime":
         return
     again = f"build the directory with the installed version: {manifest.rebuild_command()}"
-    recorded = backend if backend in TENSORRT_FLAVOURS else "torch"
+    recorded = backend if backend in FLAVOURS else "torch"
     built = manifest.versions.get(recorded)
     if built is None:
         yield Problem(f"it does not say which version of {recorded} built it", f"To know it, {again}")
         return
     install = f"pip install '{_PACKAGES[backend]}=={_public(built)}'"
-    if backend in TENSORRT_FLAVOURS:
+    if backend in FLAVOURS:
         try:
             installed = host.tensorrt_version(backend)
         except EngineError as error:

@@ -23,6 +23,7 @@ from dispose_rt.backends.aotinductor import LoadedPackage
 from dispose_rt.backends.aotinductor_package import LABEL_KEY, PackageLabel, cpu_features, this_machine
 from dispose_rt.contract import NetworkSpec, Sizes
 from dispose_rt.errors import DeviceError, DisposeError, EngineError, InputError, VerificationError
+from dispose_rt.signature import contract_signature
 
 from .onnx_export import TORCH_DTYPES, sample_inputs, trace_sizes
 from .verify import compare_outputs
@@ -163,10 +164,7 @@ def _describe(spec: NetworkSpec, sizes: Sizes, compute_dtype: str, target: str) 
         machine=this_machine(),
         cpu_features=cpu_features(),
         limits={symbol: sizes.limit(symbol) for symbol in spec.dynamic},
-        signature={
-            tensor.name: (tensor.resolve_dtype(compute_dtype), sizes.resolve(tensor.shape))
-            for tensor in (*spec.inputs, *spec.outputs)
-        },
+        signature=contract_signature(spec.name, sizes, compute_dtype),
     )
 
 

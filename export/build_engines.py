@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import re
-import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -22,27 +21,35 @@ if not __package__:  # run as a script: make the relative imports below work
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
     __package__ = "export"
 
-from dispose_rt.backends.tensorrt_flavour import FLAVOURS, load_flavour
+from dispose_rt.backends.tensorrt_flavour import FLAVOURS, RUNTIME_CACHE_SUFFIX, load_flavour
 from dispose_rt.contract import NETWORKS, Sizes
 from dispose_rt.errors import DisposeError, InputError, ManifestError
-from dispose_rt.manifest import BACKENDS, FILE_NAME, PRECISIONS, Manifest, NetworkRecord, write_manifest
+from dispose_rt.manifest import (
+    BACKENDS,
+    CHECKED_FILE_NAME,
+    FILE_NAME,
+    PRECISIONS,
+    TARGET,
+    Manifest,
+    NetworkRecord,
+    write_manifest,
+)
 from dispose_rt.scheduler import SchedulerConstants
 
 from .aotinductor_build import package_target
 from .build_plan import SUFFIXES, BuildTarget, NetworkPlan, backend_versions, build_versions, plan_network
 from .build_progress import BuildProgress
-from .build_records import FOLDER, WORKER, exclusive, finished_record, prune_files, reuse_sibling
+from .build_records import FOLDER, WORKER, clear_leftovers, exclusive, finished_record, prune_files, reuse_sibling
 from .build_worker import BuildWorker
 from .checkpoints import Checkpoint, Weights
-from .network_build import FAILED, TIMING_CACHE, build_network
+from .network_build import TIMING_CACHE, build_network
 from .random_weights import RandomWeights
 
 DEFAULT_SIZE = "576x1024"
 _ENGINE_SUFFIXES = (*set(SUFFIXES.values()), ".data")
-_PASSING_SUFFIXES = (".part", ".runtime_cache")
-_KNOWN_NAMES = (FILE_NAME, FOLDER, TIMING_CACHE, ".checked.json")
+_PASSING_SUFFIXES = (".part", RUNTIME_CACHE_SUFFIX)
+_KNOWN_NAMES = (FILE_NAME, FOLDER, TIMING_CACHE, CHECKED_FILE_NAME)
 _NOTED_BYTES = 4 << 30
-_TARGET = re.compile(r"sm_\d{2,3}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -147,7 +154,7 @@ def parse_targets(text: str | None) -> tuple[str, ...]:
     if text is None:
         return ()
     targets = tuple(dict.fromkeys(part.strip() for part in text.split(",")))
-    unknown = [target for target in targets if target != "cpu" and not _TARGET.fullmatch(target)]
+    unknown = [target for target in targets if not re.fullmatch(TARGET, target)]
     if unknown:
         raise InputError(f"--target {unknown[0]!r} is no compute capability such as sm_89 (or cpu, for aotinductor)")
     return targets
@@ -341,14 +348,6 @@ def prepare_output(output: Path) -> None:
     if foreign:
         listed = ", ".join(sorted(foreign)[:5])
         raise ManifestError(f"{output} holds other files ({listed}); pass an empty or new directory as --output")
-
-
-def clear_leftovers(output: Path) -> None:
-    """Remove what a build that was killed left behind."""
-    for path in (*output.glob("*.part"), *(output / FOLDER).glob("*.part")):
-        path.unlink()
-    for name in ("scratch", WORKER, FAILED):
-        shutil.rmtree(output / FOLDER / name, ignore_errors=True)
 
 
 def clear_output(output: Path) -> None:

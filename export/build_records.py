@@ -16,13 +16,13 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from dispose_rt.errors import ManifestError
-from dispose_rt.manifest import FileRecord, NetworkRecord, parse_network_record, record_file
+from dispose_rt.manifest import FileRecord, NetworkRecord, parse_network_record, record_file, stamp_of
 
 from .build_plan import NetworkPlan
 
 FOLDER = ".build"
-WORKER = "worker"
-"""Folder in it for the temporary files of compilers."""
+SCRATCH, WORKER, FAILED = "scratch", "worker", "failed"
+"""Folders in it: files of the network at work, temporary files of compilers, graphs that a compiler refused."""
 SHARED_ABOVE_BYTES = 1 << 20
 """Files below this size are not worth a link."""
 
@@ -101,7 +101,7 @@ def reuse_sibling(plan: NetworkPlan, output: Path) -> NetworkRecord | None:
     """
     for sibling in _siblings(output):
         record = finished_record(sibling, plan)
-        if record is None or any(record_file(sibling, file.path) != file for file in record.files):
+        if record is None:
             continue
         for file in record.files:
             _link_or_copy(sibling / file.path, output / file.path)
@@ -136,10 +136,18 @@ def prune_files(output: Path, kept: set[str], suffixes: tuple[str, ...]) -> None
             path.unlink()
 
 
+def clear_leftovers(output: Path) -> None:
+    """Remove what a build that was killed left behind."""
+    for path in (*output.glob("*.part"), *(output / FOLDER).glob("*.part")):
+        path.unlink()
+    for name in (SCRATCH, WORKER, FAILED):
+        shutil.rmtree(output / FOLDER / name, ignore_errors=True)
+
+
 @contextmanager
 def scratch_folder(output: Path) -> Iterator[Path]:
     """An empty folder on the same file system, removed afterwards."""
-    folder = output / FOLDER / "scratch"
+    folder = output / FOLDER / SCRATCH
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     try:
@@ -185,6 +193,5 @@ def _record_path(output: Path, network: str) -> Path:
 
 
 def _stamp(path: Path) -> list[int]:
-    """What changes when a file is written to."""
-    status = path.stat()
-    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
+    """As JSON has it."""
+    return list(stamp_of(path.stat()))

@@ -20,7 +20,7 @@ from dispose_rt.signature import contract_signature
 
 from .aotinductor_build import compare_package, compile_package
 from .build_plan import RECIPES, NetworkPlan, resolve_shapes
-from .build_records import forget_record, scratch_folder, share_files, write_record
+from .build_records import FAILED, forget_record, scratch_folder, share_files, write_record
 from .build_worker import BuildWorker, report
 from .checkpoints import Weights
 from .onnx_export import export_onnx
@@ -32,8 +32,6 @@ WIDE_CHANNELS = 128
 """Networks with this many channels at the outermost level or more are handled in a process of their own."""
 
 TIMING_CACHE = "timing.cache"
-FAILED = "failed"
-"""Folder beside the scratch folder: graphs that a compiler refused."""
 
 Result = TypeVar("Result")
 StepProgress: TypeAlias = Callable[[str], None]

@@ -15,7 +15,7 @@ from ..errors import DeviceError, EngineError
 from ..manifest import Manifest
 from ..signature import Signature, signature_differences
 from .sealed_file import read_sealed, write_sealed
-from .tensorrt_flavour import load_flavour, name_dimensions, read_head
+from .tensorrt_flavour import RUNTIME_CACHE_SUFFIX, load_flavour, name_dimensions, read_head
 from .validation import check_inputs, check_outputs_finite, largest_batch
 
 
@@ -154,7 +154,7 @@ class TensorRtEngine:
 
     def _create_context(self) -> None:
         opener = self._opener
-        path = opener.manifest.folder / f"{self.name}.{opener.gpu.capability}.runtime_cache"
+        path = opener.manifest.folder / f"{self.name}.{opener.gpu.capability}{RUNTIME_CACHE_SUFFIX}"
         kept = read_sealed(path) if opener.flavour.has_runtime_cache else None
         self._context, cache = opener.flavour.create_context(self._engine, kept)
         if self._context is None:

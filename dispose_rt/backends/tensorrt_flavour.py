@@ -20,6 +20,7 @@ from typing import Any
 from ..errors import DeviceError, EngineError, InputError
 
 FLAVOURS = ("tensorrt_rtx", "tensorrt")
+RUNTIME_CACHE_SUFFIX = ".runtime_cache"
 _INSTALL = {
     "tensorrt_rtx": "pip install 'dispose-rt[tensorrt-rtx]', or pip install tensorrt-rtx-cu13 cuda-python",
     "tensorrt": "pip install 'dispose-rt[tensorrt]', or pip install 'tensorrt>=10.8' cuda-python",

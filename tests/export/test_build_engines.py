@@ -19,7 +19,6 @@ from dispose_rt.manifest import FILE_NAME, read_manifest
 from export import build_records, network_build, onnx_export
 from export.build_engines import (
     build_engines,
-    clear_leftovers,
     main,
     parse_only,
     parse_size,
@@ -28,6 +27,7 @@ from export.build_engines import (
     unfused_attention_bytes,
 )
 from export.build_plan import RECIPES, BuildTarget, plan_network
+from export.build_records import clear_leftovers
 from export.build_worker import BuildWorker
 from export.checkpoints import Checkpoint
 
