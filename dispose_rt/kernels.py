@@ -1,31 +1,59 @@
-"""The loops that no engine can express, compiled: typed, shape-checked wrappers.
+"""The loops that no engine can express, compiled: typed, checked wrappers over arrays of a device.
 
-The sources are in `kernels/`; the compiled module takes bare addresses, so every check is made here. Inputs may have
-any memory layout (they are copied where they are not C-contiguous); arrays that are written to must be C-contiguous.
-Every kernel gathers: the same inputs give the same bits, every run.
+The sources are in `kernels/`; the compiled modules take bare addresses, so dtypes, shapes and devices are checked here.
+Values are not: they lie on the device. No value makes a kernel touch memory outside its arrays, unless its `Args` say
+what the caller has to check on the host. Every kernel writes into arrays that the caller gives, is queued on the
+caller's stream, and gathers: the same inputs give the same bits, every run. All but `letterbox` can be captured into a
+graph.
 """
 
 from __future__ import annotations
 
-import importlib
+import math
 from collections.abc import Sequence
-from functools import cache
-from typing import Any
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
 
-from .errors import DeviceError, InputError
-from .types import F32, I32, U8, Features
+from .device import DTYPE_BYTES, Array, Stream
+from .errors import InputError
+from .input_kernels import crop_person, letterbox, nearest_image, normalize_frames, resample_flow
+from .kernel_calls import ANY_DTYPE, check_array, check_map, launch
+from .types import F32
+
+__all__ = [
+    "POINT_LEVEL_FACTORS",
+    "STEP_COLUMNS",
+    "accumulate_tile",
+    "begin_step",
+    "crop_person",
+    "frames_to_u8",
+    "gather_frames",
+    "guided_euler_step",
+    "letterbox",
+    "nearest_image",
+    "normalize_frames",
+    "rasterize_sparse_flow",
+    "resample_flow",
+    "sample_points",
+    "scatter_point_features",
+    "splat_gaussian_flow",
+    "step_table",
+]
 
 POINT_LEVEL_FACTORS = (1, 2, 4, 4)
 """By how much each level of the point features is coarser than the finest one (1/16 of the image)."""
 
-_DEFAULT_STREAM = 0
-_GAUSSIAN_TAPS = 199
+STEP_COLUMNS = 7
+"""Of `step_table`: timestep, guidance scale, sigma, velocity factor, sample divisor, sigma change, input divisor."""
+
+_SCATTER_KERNELS = {
+    "float32": "scatter_point_features_f32",
+    "float16": "scatter_point_features_f16",
+    "bfloat16": "scatter_point_features_bf16",
+}
 
 
-def splat_gaussian_flow(positions_px: I32, values_px: F32, height: int, width: int) -> F32:
+def splat_gaussian_flow(positions_px: Array, values_px: Array, flow: Array, stream: Stream) -> None:
     """Smooth a few flow impulses with a Gaussian of sigma 20 px (199 x 199 taps, sum 1, border reflect-101).
 
     The Gaussian is separable, so each impulse is a product of two profiles: no filter runs over the image.
@@ -33,276 +61,267 @@ def splat_gaussian_flow(positions_px: I32, values_px: F32, height: int, width: i
     Args:
         positions_px: int32 [frames, impulses, 2], x and y. An impulse outside the image is ignored; of several at one
             pixel the last one counts.
-        values_px: float32 [frames, impulses, 2], flow along x and y, finite.
-        height: rows of the result, at least 1.
-        width: columns of the result, at least 1.
-
-    Returns:
-        float32 [frames, 2, height, width], within 1e-6 of the float64 filter for values up to the image's size.
+        values_px: float32 [frames, impulses, 2], flow along x and y.
+        flow: float32 [frames, 2, height, width]; receives the result, within 1e-6 of the float64 filter for values up
+            to the image's size.
+        stream: the work is queued on it.
 
     Raises:
-        InputError: an array has another shape or dtype, or a value is not finite.
+        InputError: an array has another shape, dtype or device.
     """
-    positions = _readable("positions_px", positions_px, np.int32, ("frames", "impulses", 2))
-    frames, impulses, _ = positions.shape
-    values = _finite("values_px", _readable("values_px", values_px, np.float32, positions.shape))
-    _check_size(height, width)
-    profiles = np.empty((frames, impulses, 2, _GAUSSIAN_TAPS), np.float32)
-    flow = np.empty((frames, 2, height, width), np.float32)
-    _launch("splat_gaussian_flow", positions, values, profiles, flow, frames, impulses, height, width)
-    return flow
+    check_array("positions_px", positions_px, "int32", ("frames", "impulses", 2), stream)
+    frames, impulses, _ = positions_px.shape
+    check_array("values_px", values_px, "float32", positions_px.shape, stream)
+    check_array("flow", flow, "float32", (frames, 2, "height", "width"), stream)
+    check_map(*flow.shape[2:])
+    launch("splat_gaussian_flow", stream, positions_px, values_px, flow, frames, impulses, *flow.shape[2:])
 
 
-def rasterize_sparse_flow(positions_px: I32, values_px: F32, height: int, width: int) -> tuple[F32, F32]:
+def rasterize_sparse_flow(positions_px: Array, values_px: Array, flow: Array, mask: Array, stream: Stream) -> None:
     """Write motion hints into maps that are zero elsewhere.
 
     Args:
         positions_px: int32 [hints, 2], x and y, the same in every frame. A hint outside the map is ignored; of several
             at one pixel the last one counts.
-        values_px: float32 [frames, hints, 2], flow along x and y, finite.
-        height: rows of the maps, at least 1.
-        width: columns of the maps, at least 1.
-
-    Returns:
-        The flow and the mask (1 where a hint sits, both channels), each float32 [frames, 2, height, width].
+        values_px: float32 [frames, hints, 2], flow along x and y.
+        flow: float32 [frames, 2, height, width]; receives the hints.
+        mask: like flow; receives 1 where a hint sits, in both channels.
+        stream: the work is queued on it.
 
     Raises:
-        InputError: an array has another shape or dtype, or a value is not finite.
+        InputError: an array has another shape, dtype or device.
     """
-    positions = _readable("positions_px", positions_px, np.int32, ("hints", 2))
-    hints = len(positions)
-    values = _finite("values_px", _readable("values_px", values_px, np.float32, ("frames", hints, 2)))
-    _check_size(height, width)
-    flow = np.empty((len(values), 2, height, width), np.float32)
-    mask = np.empty_like(flow)
-    _launch("rasterize_sparse_flow", positions, values, flow, mask, len(values), hints, height, width)
-    return flow, mask
+    check_array("positions_px", positions_px, "int32", ("hints", 2), stream)
+    hints = positions_px.shape[0]
+    check_array("values_px", values_px, "float32", ("frames", hints, 2), stream)
+    frames = values_px.shape[0]
+    check_array("flow", flow, "float32", (frames, 2, "height", "width"), stream)
+    check_map(*flow.shape[2:])
+    check_array("mask", mask, "float32", flow.shape, stream)
+    launch("rasterize_sparse_flow", stream, positions_px, values_px, flow, mask, frames, hints, *flow.shape[2:])
 
 
-def sample_points(features: F32, positions_px: I32, height: int, width: int) -> F32:
+def sample_points(
+    features: Array, positions_px: Array, height: int, width: int, samples: Array, stream: Stream
+) -> None:
     """Read pixels of a bilinearly enlarged feature map (half-pixel centres) without enlarging it.
 
     Args:
         features: float32 [channels, source height, source width].
-        positions_px: int32 [points, 2], x in 0..width - 1 and y in 0..height - 1 of the enlarged map.
-        height: rows of the enlarged map.
-        width: columns of the enlarged map.
-
-    Returns:
-        float32 [points, channels].
+        positions_px: int32 [points, 2], x and y in the enlarged map; a position outside counts as its border.
+        height: rows of the enlarged map, at least 1.
+        width: columns of the enlarged map, at least 1.
+        samples: float32 [points, channels]; receives the result.
+        stream: the work is queued on it.
 
     Raises:
-        InputError: an array has another shape or dtype, the map is empty, or a position lies outside.
+        InputError: an array has another shape, dtype or device, or a map is empty.
     """
-    features = _readable("features", features, np.float32, ("channels", "source height", "source width"))
-    positions = _readable("positions_px", positions_px, np.int32, ("points", 2))
-    _check_size(height, width)
+    check_array("features", features, "float32", ("channels", "source height", "source width"), stream)
     channels, source_height, source_width = features.shape
-    _check_size(source_height, source_width)
-    if ((positions < 0) | (positions >= (width, height))).any():
-        raise InputError(f"a position lies outside the {width} x {height} map; clamp positions before sampling")
-    samples = np.empty((len(positions), channels), np.float32)
-    _launch(
-        "sample_points",
-        *(features, positions, samples, len(positions), channels, source_height, source_width, height, width),
-    )
-    return samples
+    check_array("positions_px", positions_px, "int32", ("points", 2), stream)
+    points = positions_px.shape[0]
+    check_array("samples", samples, "float32", (points, channels), stream)
+    check_map(source_height, source_width)
+    check_map(height, width)
+    sizes = (points, channels, source_height, source_width, height, width)
+    launch("sample_points", stream, features, positions_px, samples, *sizes)
 
 
-def scatter_point_features(features: Sequence[Features], cells: I32) -> tuple[Features, Features, Features, Features]:
+def scatter_point_features(cells: Array, features: Sequence[Array], levels: Sequence[Array], stream: Stream) -> None:
     """Place one feature vector per group of joints into the four-level pyramid that the ControlNet reads.
 
     Level 0 has the grid of `cells`. The others are reduced by 2, 4 and 4: bilinear without antialias, then masked by
     the occupancy of each block's first cell, as in the reference.
 
     Args:
-        features: per level [groups, channels of the level], all float32 or all float16; arithmetic is float32.
-        cells: int32 [frames, rows, columns], the group that sits in a cell or -1; rows and columns divisible by 4.
-
-    Returns:
-        Per level an array [frames, channels, rows / factor, columns / factor] of the features' dtype.
+        cells: int32 [frames, rows, columns], the group that sits in a cell or -1; rows and columns divisible by 4. The
+            caller checks on the host that all are below the number of groups.
+        features: per level [groups, channels of the level], all of one dtype: float32, float16 or bfloat16. Arithmetic
+            is float32.
+        levels: per level [frames, channels, rows / factor, columns / factor], of the features' dtype; receive the
+            result.
+        stream: the work is queued on it.
 
     Raises:
-        InputError: an array has another shape or dtype, or a cell names a group that does not exist.
+        InputError: an array has another shape, dtype or device.
     """
-    cells = _readable("cells", cells, np.int32, ("frames", "rows", "columns"))
-    _check_size(*cells.shape[1:])
-    if len(features) != len(POINT_LEVEL_FACTORS):
-        raise InputError(f"{len(features)} levels of point features; expected {len(POINT_LEVEL_FACTORS)}")
-    if any(length % max(POINT_LEVEL_FACTORS) for length in cells.shape[1:]):
-        raise InputError(f"cells has the grid {cells.shape[1:]}; both sides must be divisible by 4")
-    tables = _readable_tables(features)
-    dtype, groups = tables[0].dtype, len(tables[0])
-    if cells.size and not (cells.min() >= -1 and cells.max() < groups):
-        raise InputError(f"cells holds {cells.min()}..{cells.max()}; expected -1 or one of {groups} groups")
+    check_array("cells", cells, "int32", ("frames", "rows", "columns"), stream)
     frames, rows, columns = cells.shape
-    channels = [table.shape[1] for table in tables]
-    finest, half, quarter, last = levels = [
-        np.empty((frames, count, rows // factor, columns // factor), dtype)
-        for count, factor in zip(channels, POINT_LEVEL_FACTORS, strict=True)
-    ]
-    kernel = "scatter_point_features_f16" if dtype == np.float16 else "scatter_point_features_f32"
-    _launch(kernel, cells, *tables, *levels, frames, rows, columns, *channels)
-    return finest, half, quarter, last
+    check_map(rows, columns)
+    for what, arrays in (("features", features), ("levels", levels)):
+        if len(arrays) != len(POINT_LEVEL_FACTORS):
+            raise InputError(f"{len(arrays)} {what} of point features; expected {len(POINT_LEVEL_FACTORS)}")
+    if rows % max(POINT_LEVEL_FACTORS) or columns % max(POINT_LEVEL_FACTORS):
+        raise InputError(f"cells has the grid {cells.shape[1:]}; both sides must be divisible by 4")
+    check_array("features of level 0", features[0], tuple(_SCATTER_KERNELS), ("groups", "channels"), stream)
+    dtype, groups = features[0].dtype, features[0].shape[0]
+    for i, (table, level, factor) in enumerate(zip(features, levels, POINT_LEVEL_FACTORS, strict=True)):
+        check_array(f"features of level {i}", table, dtype, (groups, "channels"), stream)
+        shape = (frames, table.shape[1], rows // factor, columns // factor)
+        check_array(f"level {i}", level, dtype, shape, stream)
+    channels = [table.shape[1] for table in features]
+    launch(_SCATTER_KERNELS[dtype], stream, cells, *features, *levels, frames, rows, columns, *channels)
 
 
-def _readable_tables(features: Sequence[Features]) -> list[Features]:
-    """Per level [groups, channels], all with the dtype and the groups of the first."""
-    dtype = np.float16 if getattr(features[0], "dtype", None) == np.float16 else np.float32
-    tables: list[Features] = []
-    for level, table in enumerate(features):
-        groups = len(tables[0]) if tables else "groups"
-        tables.append(_readable(f"features of level {level}", table, dtype, (groups, "channels")))
-    return tables
+def gather_frames(source: Array, slot_frames: Array, target: Array, stream: Stream) -> None:
+    """Copy chosen frames of a clip side by side.
+
+    Args:
+        source: [frames, ...] of any dtype.
+        slot_frames: int32 [slots], the frame that each slot shows. A slot whose frame does not exist stays as it is.
+        target: [slots, ...], otherwise as the source, from which it lies apart; receives the frames.
+        stream: the work is queued on it.
+
+    Raises:
+        InputError: an array has another shape, dtype or device.
+    """
+    check_array("slot_frames", slot_frames, "int32", ("slots",), stream)
+    rank = max(len(getattr(source, "shape", ())), 1)
+    check_array("source", source, ANY_DTYPE, ("frames", *("length",) * (rank - 1)), stream)
+    frames, slots = source.shape[0], slot_frames.shape[0]
+    check_array("target", target, source.dtype, (slots, *source.shape[1:]), stream)
+    frame_bytes = math.prod(source.shape[1:]) * DTYPE_BYTES[source.dtype]
+    launch("gather_frames", stream, source, slot_frames, target, frames, slots, frame_bytes)
 
 
-def accumulate_tile(sums: F32, frame_weights: F32, noise_pred: F32, slot_frames: I32, slot_weights: F32) -> None:
+def step_table(sigmas: F32, timesteps: F32, guidance_scale: float) -> F32:
+    """Work out, on the host, what the kernels of each step read.
+
+    Operations are ordered as in the reference, in float32: results of a step have its bits.
+
+    Args:
+        sigmas: float32 [steps + 1], noise levels, all but the last above 0.
+        timesteps: float32 [steps].
+        guidance_scale: g of u + g (c - u).
+
+    Returns:
+        float32 [steps, STEP_COLUMNS], at least one row.
+
+    Raises:
+        InputError: there is no step, the lengths differ, or a sigma cannot be stepped from.
+    """
+    steps = len(timesteps)
+    if steps < 1 or len(sigmas) != steps + 1:
+        raise InputError(f"{len(sigmas)} sigmas and {steps} timesteps; expected one sigma more than timesteps")
+    sigma, following = np.asarray(sigmas[:-1], np.float32), np.asarray(sigmas[1:], np.float32)
+    for step in np.flatnonzero(~((sigma > 0) & (following >= 0))):
+        raise InputError(
+            f"cannot step from sigma {sigma[step]} to {following[step]} in step {step}; expected above 0, and 0 or more"
+        )
+    one = np.float32(1)
+    sample_divisor = sigma * sigma + one
+    table = np.empty((steps, STEP_COLUMNS), np.float32)
+    table[:, 0], table[:, 1], table[:, 2] = timesteps, guidance_scale, sigma
+    table[:, 3] = -sigma / np.sqrt(sample_divisor)
+    table[:, 4], table[:, 5] = sample_divisor, following - sigma
+    table[:, 6] = np.sqrt(following * following + one)
+    return table
+
+
+def begin_step(table: Array, counter: Array, timestep: Array, constants: Array, stream: Stream) -> None:
+    """Take the next row of a run's steps.
+
+    Args:
+        table: float32 [steps, STEP_COLUMNS], of `step_table`.
+        counter: int32 [1], number of the step; one outside the table counts as its first or last. 1 is added.
+        timestep: float32 [1]; receives the first column.
+        constants: float32 [STEP_COLUMNS]; receives the row.
+        stream: the work is queued on it.
+
+    Raises:
+        InputError: an array has another shape, dtype or device, or the table has no row.
+    """
+    check_array("table", table, "float32", ("steps", STEP_COLUMNS), stream)
+    steps = table.shape[0]
+    if steps < 1:
+        raise InputError("table has no step; expected at least 1")
+    check_array("counter", counter, "int32", (1,), stream)
+    check_array("timestep", timestep, "float32", (1,), stream)
+    check_array("constants", constants, "float32", (STEP_COLUMNS,), stream)
+    launch("begin_step", stream, table, counter, timestep, constants, steps)
+
+
+def accumulate_tile(
+    noise_pred: Array, slot_frames: Array, slot_weights: Array, sums: Array, nonfinite: Array, stream: Stream
+) -> None:
     """Add one tile's weighted noise prediction to the sums over the clip, in place.
 
     Args:
-        sums: float32 [2, frames, 4, h, w], C-contiguous; added to.
-        frame_weights: float32 [frames]; the weights behind the sums, added to.
         noise_pred: float32 [2, slots, 4, h, w]: unconditional, conditional.
-        slot_frames: int32 [slots], the frame that each slot shows.
-        slot_weights: float32 [slots]; a slot of weight 0 is dropped. A frame may sit in one other slot at most.
+        slot_frames: int32 [slots], the frame that each slot shows; a slot whose frame does not exist is dropped. The
+            caller checks on the host that a frame sits in one weighted slot at most.
+        slot_weights: float32 [slots]; a slot of weight 0 is dropped.
+        sums: float32 [2, frames, 4, h, w]; added to.
+        nonfinite: int32 [1]; set to 1 if a value of a slot that counts is not finite, else left alone.
+        stream: the work is queued on it.
 
     Raises:
-        InputError: an array has another shape, dtype or layout, or a frame does not exist or has two weighted slots.
+        InputError: an array has another shape, dtype or device.
     """
-    _writable("sums", sums, np.float32, (2, "frames", "channels", "height", "width"))
-    frames = sums.shape[1]
-    _writable("frame_weights", frame_weights, np.float32, (frames,))
-    prediction = _readable("noise_pred", noise_pred, np.float32, (2, "slots", *sums.shape[2:]))
-    slots = prediction.shape[1]
-    indices = _readable("slot_frames", slot_frames, np.int32, (slots,))
-    weights = _readable("slot_weights", slot_weights, np.float32, (slots,))
-    used = indices[weights != 0]
-    if ((indices < 0) | (indices >= frames)).any() or len(np.unique(used)) != len(used):
-        raise InputError(f"slot_frames {indices.tolist()} do not name distinct frames of a clip of {frames}")
-    elements = int(np.prod(sums.shape[2:]))
-    _launch("accumulate_tile", prediction, indices, weights, sums, frame_weights, slots, frames, elements)
+    check_array("sums", sums, "float32", (2, "frames", "channels", "height", "width"), stream)
+    check_array("noise_pred", noise_pred, "float32", (2, "slots", *sums.shape[2:]), stream)
+    frames, slots = sums.shape[1], noise_pred.shape[1]
+    check_array("slot_frames", slot_frames, "int32", (slots,), stream)
+    check_array("slot_weights", slot_weights, "float32", (slots,), stream)
+    check_array("nonfinite", nonfinite, "int32", (1,), stream)
+    sizes = (slots, frames, math.prod(sums.shape[2:]))
+    launch("accumulate_tile", stream, noise_pred, slot_frames, slot_weights, sums, nonfinite, *sizes)
 
 
 def guided_euler_step(
-    latents: F32,
-    sums: F32,
-    frame_weights: F32,
-    guidance_scale: float,
-    sigma: float,
-    sigma_next: float,
-    next_input: F32 | None = None,
-) -> F32:
+    latents: Array,
+    sums: Array,
+    frame_weights: Array,
+    constants: Array,
+    nonfinite: Array,
+    next_input: Array,
+    stream: Stream,
+) -> None:
     """Divide by the tile weights, guide, and take one Euler step with v-prediction, in one pass over the clip.
 
     Karras et al. 2022 (arXiv:2206.00364), algorithm 1 without churn; guidance is u + g (c - u) (arXiv:2207.12598).
     Operations are ordered as in the reference, so float32 results have its bits.
 
     Args:
-        latents: float32 [frames, 4, h, w] at noise level `sigma`.
+        latents: float32 [frames, 4, h, w]; taken from one noise level to the next, in place.
         sums: float32 [2, frames, 4, h, w] of `accumulate_tile`.
-        frame_weights: float32 [frames] of `accumulate_tile`, all above 0.
-        guidance_scale: g; at exactly 1 the unconditional half is not read.
-        sigma: noise level of the latents, above 0.
-        sigma_next: noise level to go to, 0 or more.
-        next_input: float32 [frames, 4, h, w], C-contiguous, or None; receives the result divided by
-            sqrt(sigma_next^2 + 1), what the networks read in the next step.
-
-    Returns:
-        float32 [frames, 4, h, w] at noise level `sigma_next`.
+        frame_weights: float32 [frames], sums of the weights behind `sums`; the caller checks that all are above 0.
+        constants: float32 [STEP_COLUMNS] of `begin_step`. At a guidance scale of exactly 1 the unconditional half does
+            not count.
+        nonfinite: int32 [1] of `accumulate_tile`. Unless it is 0, the step is not taken: latents and next_input stay.
+        next_input: float32 [frames, 4, h, w]; receives the latents divided by sqrt(sigma_next^2 + 1), what the networks
+            read in the next step.
+        stream: the work is queued on it.
 
     Raises:
-        InputError: an array has another shape, dtype or layout, a frame has no weight, or sigma is not positive.
+        InputError: an array has another shape, dtype or device.
     """
-    latents = _readable("latents", latents, np.float32, ("frames", "channels", "height", "width"))
-    sums = _readable("sums", sums, np.float32, (2, *latents.shape))
-    frames = len(latents)
-    weights = _readable("frame_weights", frame_weights, np.float32, (frames,))
-    if not (weights > 0).all():
-        raise InputError(f"no tile covers frames {np.flatnonzero(~(weights > 0)).tolist()}; every frame needs a weight")
-    if not (sigma > 0 and sigma_next >= 0):
-        raise InputError(f"cannot step from sigma {sigma} to {sigma_next}; expected above 0, and 0 or more")
-    next_latents = np.empty_like(latents)
-    if next_input is None:
-        next_input = np.empty_like(latents)
-    _writable("next_input", next_input, np.float32, latents.shape)
-    elements = int(np.prod(latents.shape[1:]))
-    scalars = (float(guidance_scale), float(sigma), float(sigma_next))
-    _launch("guided_euler_step", latents, sums, weights, next_latents, next_input, frames, elements, *scalars)
-    return next_latents
+    check_array("latents", latents, "float32", ("frames", "channels", "height", "width"), stream)
+    frames = latents.shape[0]
+    check_array("sums", sums, "float32", (2, *latents.shape), stream)
+    check_array("frame_weights", frame_weights, "float32", (frames,), stream)
+    check_array("constants", constants, "float32", (STEP_COLUMNS,), stream)
+    check_array("nonfinite", nonfinite, "int32", (1,), stream)
+    check_array("next_input", next_input, "float32", latents.shape, stream)
+    sizes = (frames, math.prod(latents.shape[1:]))
+    launch("guided_euler_step", stream, latents, sums, frame_weights, constants, nonfinite, next_input, *sizes)
 
 
-def frames_to_u8(frames: F32) -> U8:
+def frames_to_u8(frames: Array, pixels: Array, nonfinite: Array, stream: Stream) -> None:
     """Convert decoded frames to 8-bit RGB: x / 2 + 0.5, clamped, times 255, truncated.
 
     Args:
-        frames: float32 [frames, 3, height, width], about -1..1; NaN becomes 0.
-
-    Returns:
-        uint8 [frames, height, width, 3].
+        frames: float32 [n, 3, height, width], about -1..1; NaN becomes 0.
+        pixels: uint8 [n, height, width, 3]; receives the result.
+        nonfinite: int32 [1]; set to 1 if a value is not finite, else left alone.
+        stream: the work is queued on it.
 
     Raises:
-        InputError: the array has another shape or dtype.
+        InputError: an array has another shape, dtype or device.
     """
-    frames = _readable("frames", frames, np.float32, ("frames", 3, "height", "width"))
+    check_array("frames", frames, "float32", ("frames", 3, "height", "width"), stream)
     count, _, height, width = frames.shape
-    pixels = np.empty((count, height, width, 3), np.uint8)
-    _launch("frames_to_u8", frames, pixels, count, height, width)
-    return pixels
-
-
-@cache
-def compiled_module(target: str = "cpu") -> Any:
-    """Load the kernels of one target.
-
-    Args:
-        target: "cpu", or "cuda", which is present where a CUDA compiler was found at installation.
-
-    Raises:
-        DeviceError: they were not built, or do not load.
-    """
-    try:
-        return importlib.import_module(f"{__package__}._kernels_{target}")
-    except ImportError as error:
-        raise DeviceError(
-            f"the compiled {target} kernels of dispose_rt cannot be loaded ({error}). Install the package with "
-            "`pip install .`, or `pip install -e .` to work in its source folder."
-        ) from error
-
-
-def _launch(kernel: str, *arguments: NDArray[Any] | int | float) -> None:
-    """Call a kernel with arrays as addresses, on the default stream."""
-    plain = [argument.ctypes.data if isinstance(argument, np.ndarray) else argument for argument in arguments]
-    error = getattr(compiled_module(), kernel)(*plain, _DEFAULT_STREAM)
-    if error is not None:
-        raise DeviceError(f"the kernel {kernel} failed: {error}")
-
-
-def _readable(name: str, array: NDArray[Any], dtype: DTypeLike, shape: Sequence[int | str]) -> NDArray[Any]:
-    """The array, C-contiguous, if it has the dtype and shape; names in the shape stand for any length."""
-    if not isinstance(array, np.ndarray):
-        raise InputError(f"{name} is a {type(array).__name__}; expected a numpy array")
-    fits = array.ndim == len(shape) and all(
-        isinstance(want, str) or want == got for want, got in zip(shape, array.shape, strict=True)
-    )
-    if not fits or array.dtype != dtype:
-        expected = ", ".join(str(length) for length in shape)
-        raise InputError(f"{name} is {array.dtype} {list(array.shape)}; expected {np.dtype(dtype)} [{expected}]")
-    return np.ascontiguousarray(array)
-
-
-def _writable(name: str, array: NDArray[Any], dtype: DTypeLike, shape: Sequence[int | str]) -> None:
-    """Refuse an array that a kernel cannot write to in place."""
-    _readable(name, array, dtype, shape)
-    if not (array.flags.c_contiguous and array.flags.writeable):
-        raise InputError(f"{name} is written to in place; it must be C-contiguous and writable")
-
-
-def _finite(name: str, array: NDArray[Any]) -> NDArray[Any]:
-    if not np.isfinite(array).all():
-        raise InputError(f"{name} holds values that are not finite")
-    return array
-
-
-def _check_size(height: int, width: int) -> None:
-    if height < 1 or width < 1:
-        raise InputError(f"a map of {height} rows and {width} columns is empty; both must be at least 1")
+    check_array("pixels", pixels, "uint8", (count, height, width, 3), stream)
+    check_array("nonfinite", nonfinite, "int32", (1,), stream)
+    launch("frames_to_u8", stream, frames, pixels, nonfinite, count, height, width)

@@ -6,10 +6,17 @@
 #include <cstdint>
 
 #include "accumulate_tile.h"
+#include "begin_step.h"
+#include "crop_person.h"
 #include "frames_to_u8.h"
+#include "gather_frames.h"
 #include "guided_euler_step.h"
 #include "half.h"
+#include "letterbox.h"
+#include "nearest_image.h"
+#include "normalize_frames.h"
 #include "rasterize_sparse_flow.h"
+#include "resample_flow.h"
 #include "sample_points.h"
 #include "scatter_point_features.h"
 #include "splat_gaussian_flow.h"
@@ -50,7 +57,15 @@ PYBIND11_MODULE(DISPOSE_RT_MODULE, module) {
     define(module, "sample_points", &sample_points);
     define(module, "scatter_point_features_f32", &scatter_point_features<float>);
     define(module, "scatter_point_features_f16", &scatter_point_features<Half>);
+    define(module, "scatter_point_features_bf16", &scatter_point_features<Bfloat16>);
+    define(module, "gather_frames", &gather_frames);
+    define(module, "begin_step", &begin_step);
     define(module, "accumulate_tile", &accumulate_tile);
     define(module, "guided_euler_step", &guided_euler_step);
     define(module, "frames_to_u8", &frames_to_u8);
+    define(module, "letterbox", &letterbox);
+    define(module, "crop_person", &crop_person);
+    define(module, "normalize_frames", &normalize_frames);
+    define(module, "resample_flow", &resample_flow);
+    define(module, "nearest_image", &nearest_image);
 }

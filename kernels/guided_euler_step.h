@@ -2,8 +2,7 @@
 // scaling, in one pass. Operations are ordered as in the reference and never fused, so FP32 results have its bits.
 #pragma once
 
-#include <cmath>
-
+#include "begin_step.h"
 #include "parallel_for.h"
 
 namespace dispose_rt {
@@ -12,65 +11,51 @@ namespace dispose_rt {
 struct GuidedEulerStep {
     static constexpr Position kLanes = 4;
 
-    const float* latents;        // [frames, elements]
-    const float* sums;           // [2, frames, elements] unconditional, conditional
-    const float* frame_weights;  // [frames] sum of the weights behind sums, > 0
-    float* next_latents;         // [frames, elements], may be latents
-    float* next_input;           // [frames, elements] what the networks read in the next step
+    float* latents;                  // [frames, elements]
+    const float* sums;               // [2, frames, elements] unconditional, conditional
+    const float* frame_weights;      // [frames] sum of the weights behind sums, > 0
+    const StepConstants* constants;  // [1] of the step
+    const std::int32_t* nonfinite;   // [1] not 0: the prediction holds NaN or infinity, and the step is not taken
+    float* next_input;               // [frames, elements] what the networks read in the next step
     Index frames, elements;
-    float guidance_scale, sigma;
-    float velocity_factor;  // -sigma / sqrt(sigma^2 + 1)
-    float sample_divisor;   // sigma^2 + 1
-    float sigma_change;     // sigma_next - sigma
-    float input_divisor;    // sqrt(sigma_next^2 + 1)
 
     DISPOSE_TARGET void operator()(Position row, Span<kLanes> span) const {
+        if (*nonfinite != 0) return;  // the latents stay finite: whoever looks for the cause finds it
         const float weight = frame_weights[row];
+        const StepConstants step = *constants;
         const InputLine<float, kLanes> unconditional(sums + row * elements, span);
         const InputLine<float, kLanes> conditional(sums + (frames + row) * elements, span);
-        const InputLine<float, kLanes> current(latents + row * elements, span);
-        OutputLine<float, kLanes> stepped(next_latents + row * elements, span);
+        UpdatedLine<float, kLanes> line(latents + row * elements, span);
         OutputLine<float, kLanes> scaled(next_input + row * elements, span);
         span.each([&](Column at) {
-            const float velocity = guided(unconditional[at] / weight, conditional[at] / weight);
-            const float denoised = velocity * velocity_factor + current[at] / sample_divisor;
-            const float derivative = (current[at] - denoised) / sigma;
-            const float next = current[at] + derivative * sigma_change;
-            stepped[at] = next;
-            scaled[at] = next / input_divisor;
+            const float current = line[at];
+            const float velocity = guided(unconditional[at] / weight, conditional[at] / weight, step.guidance_scale);
+            const float denoised = velocity * step.velocity_factor + current / step.sample_divisor;
+            const float derivative = (current - denoised) / step.sigma;
+            const float next = current + derivative * step.sigma_change;
+            line[at] = next;
+            scaled[at] = next / step.input_divisor;
         });
-        stepped.store();
+        line.store();
         scaled.store();
     }
 
     // A scale of 1 is the conditional half alone, whatever the other half holds.
-    DISPOSE_TARGET float guided(float unconditional, float conditional) const {
-        if (guidance_scale == 1.0f) return conditional;
-        return unconditional + guidance_scale * (conditional - unconditional);
+    DISPOSE_TARGET static float guided(float unconditional, float conditional, float scale) {
+        if (scale == 1.0f) return conditional;
+        return unconditional + scale * (conditional - unconditional);
     }
 };
 
-inline Status guided_euler_step(const float* latents,        // [frames, elements]
-                                const float* sums,           // [2, frames, elements]
-                                const float* frame_weights,  // [frames]
-                                float* next_latents,         // [frames, elements]
-                                float* next_input,           // [frames, elements]
-                                Index frames, Index elements, float guidance_scale, float sigma, float sigma_next,
-                                Stream stream) {
-    const float sample_divisor = sigma * sigma + 1.0f;
-    const GuidedEulerStep step{latents,
-                               sums,
-                               frame_weights,
-                               next_latents,
-                               next_input,
-                               frames,
-                               elements,
-                               guidance_scale,
-                               sigma,
-                               -sigma / std::sqrt(sample_divisor),
-                               sample_divisor,
-                               sigma_next - sigma,
-                               std::sqrt(sigma_next * sigma_next + 1.0f)};
+inline Status guided_euler_step(float* latents,                 // [frames, elements], from one noise level to the next
+                                const float* sums,              // [2, frames, elements]
+                                const float* frame_weights,     // [frames]
+                                const float* constants,         // [7], of begin_step
+                                const std::int32_t* nonfinite,  // [1], of accumulate_tile
+                                float* next_input,              // [frames, elements]
+                                Index frames, Index elements, Stream stream) {
+    const GuidedEulerStep step{latents,   sums,       frame_weights, reinterpret_cast<const StepConstants*>(constants),
+                               nonfinite, next_input, frames,        elements};
     return parallel_for(frames, elements, stream, step);
 }
 

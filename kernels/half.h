@@ -1,11 +1,8 @@
-// IEEE 754 binary16 as a storage type: arithmetic happens in float. Conversions are spelt out so that both targets and
-// every compiler produce the same bits, subnormals included.
+// IEEE 754 binary16 and bfloat16 as storage types: arithmetic happens in float. Conversions are spelt out so that both
+// targets and every compiler produce the same bits, subnormals included.
 #pragma once
 
-#include <cstdint>
-#include <cstring>
-
-#include "parallel_for.h"
+#include "float_bits.h"
 
 namespace dispose_rt {
 
@@ -13,17 +10,10 @@ struct Half {
     std::uint16_t bits;
 };
 
-DISPOSE_TARGET inline std::uint32_t bits_of(float value) {
-    std::uint32_t bits;
-    std::memcpy(&bits, &value, sizeof bits);
-    return bits;
-}
-
-DISPOSE_TARGET inline float float_of(std::uint32_t bits) {
-    float value;
-    std::memcpy(&value, &bits, sizeof value);
-    return value;
-}
+// The upper half of a float32.
+struct Bfloat16 {
+    std::uint16_t bits;
+};
 
 DISPOSE_TARGET inline float load(float stored) { return stored; }
 
@@ -36,6 +26,8 @@ DISPOSE_TARGET inline float load(Half stored) {
     const std::uint32_t special = 0x7f800000u | (magnitude << 13);  // infinity or NaN
     return float_of(sign | (magnitude < 0x400u ? subnormal : magnitude < 0x7c00u ? normal : special));
 }
+
+DISPOSE_TARGET inline float load(Bfloat16 stored) { return float_of(std::uint32_t{stored.bits} << 16); }
 
 DISPOSE_TARGET inline void store(float value, float* target) { *target = value; }
 
@@ -51,6 +43,14 @@ DISPOSE_TARGET inline void store(float value, Half* target) {
     const std::uint32_t special = magnitude > 0x7f800000u ? 0x7e00u : 0x7c00u;
     const std::uint32_t half = magnitude < 0x477ff000u ? finite : special;
     target->bits = static_cast<std::uint16_t>(((bits >> 16) & 0x8000u) | half);
+}
+
+// Rounds to nearest, ties to even; overflow becomes infinity, and every NaN the same one.
+DISPOSE_TARGET inline void store(float value, Bfloat16* target) {
+    const std::uint32_t bits = bits_of(value);
+    const std::uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+    const bool is_nan = (bits & 0x7fffffffu) > 0x7f800000u;
+    target->bits = static_cast<std::uint16_t>(is_nan ? 0x7fc0u : rounded);
 }
 
 }  // namespace dispose_rt

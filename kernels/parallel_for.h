@@ -11,6 +11,7 @@
 #include <algorithm>
 #include <system_error>
 #include <thread>
+#include <type_traits>
 #include <vector>
 #endif
 
@@ -36,7 +37,7 @@ struct Launch {
     unsigned first_block[kWorks + 1];
 };
 
-// A launch may begin while the one before it still runs (see launch_spans): its blocks take the room that is left, and
+// A launch may begin while the one before it still runs (see launch_blocks): its blocks take the room that is left, and
 // wait here until everything queued before is done and visible. Called first of all, by every thread.
 DISPOSE_TARGET inline void await_earlier_work() {
 #if __CUDA_ARCH__ >= 900
@@ -62,13 +63,13 @@ __global__ void __launch_bounds__(kThreads) run_spans(const __grid_constant__ La
     work.body(static_cast<Position>(row), Span<Body::kLanes>{begin, end});
 }
 
-// Lets the launch begin early where the code for the current GPU waits for its predecessor, from sm_90 on: the gap
-// between two launches is as long as a few MB take.
-template <typename Body, int kWorks>
-cudaError_t launch_spans(const Launch<Body, kWorks>& launch, Index blocks, Stream stream) {
+// Queues a kernel of one argument. It may begin early where the code for the current GPU waits for its predecessor,
+// from sm_90 on: the gap between two launches is as long as a few MB take.
+template <typename Argument>
+Status launch_blocks(void (*kernel)(Argument), const Argument& argument, Index blocks, Stream stream) {
     cudaFuncAttributes code;
-    const cudaError_t error = cudaFuncGetAttributes(&code, run_spans<Body, kWorks>);
-    if (error != cudaSuccess) return error;
+    cudaError_t error = cudaFuncGetAttributes(&code, kernel);
+    if (error != cudaSuccess) return cudaGetErrorString(error);
     cudaLaunchAttribute early{};
     early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
     early.val.programmaticStreamSerializationAllowed = 1;
@@ -78,7 +79,8 @@ cudaError_t launch_spans(const Launch<Body, kWorks>& launch, Index blocks, Strea
     config.stream = reinterpret_cast<cudaStream_t>(stream);
     config.attrs = &early;
     config.numAttrs = code.ptxVersion >= 90 ? 1 : 0;
-    return cudaLaunchKernelEx(&config, run_spans<Body, kWorks>, launch);
+    error = cudaLaunchKernelEx(&config, kernel, argument);
+    return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
 }
 
 // Queues the works on the stream, all in one launch.
@@ -98,30 +100,26 @@ Status parallel_for(const Work<Body> (&works)[kWorks], Stream stream) {
         if (blocks > kMaxPosition) return kTooLarge;
     }
     launch.first_block[kWorks] = static_cast<unsigned>(blocks);
-    if (blocks == 0) return nullptr;
-    const cudaError_t error = launch_spans(launch, blocks, stream);
-    return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+    return blocks == 0 ? nullptr : launch_blocks(run_spans<Body, kWorks>, launch, blocks, stream);
 }
 
 #else
 
 // Threads worth starting: one takes some ten microseconds to start, as long as a few ten thousand cells take.
-inline Index count_workers(Index rows, Index columns) {
+inline Index count_workers(Index rows, Index cells) {
     constexpr Index kCellsPerWorker = Index{1} << 17, kMaxWorkers = 16;
     const Index cores = static_cast<Index>(std::thread::hardware_concurrency());
-    return std::max(Index{1}, std::min({cores, rows, rows * columns / kCellsPerWorker, kMaxWorkers}));
+    return std::max(Index{1}, std::min({cores, rows, rows * cells / kCellsPerWorker, kMaxWorkers}));
 }
 
-// The threads end with the call, so that none competes with those of the inference engine afterwards.
-template <typename Body>
-Status run_rows(const Work<Body>& work) {
-    if (work.rows > kMaxPosition || work.columns > kMaxPosition) return kTooLarge;
-    if (work.rows == 0 || work.columns == 0) return nullptr;
-    const Index workers = count_workers(work.rows, work.columns);
-    const Span<Body::kLanes> span{0, static_cast<Position>(work.columns)};
+// f(row) for every row of so many cells, shared among threads. They end with the call, so that none competes with
+// those of the inference engine afterwards.
+template <typename Function>
+void share_rows(Index rows, Index cells, const Function& f) {
+    const Index workers = count_workers(rows, cells);
     const auto run_share = [&](Index worker) {
-        const Index end = work.rows * (worker + 1) / workers;
-        for (Index row = work.rows * worker / workers; row < end; ++row) work.body(static_cast<Position>(row), span);
+        const Index end = rows * (worker + 1) / workers;
+        for (Index row = rows * worker / workers; row < end; ++row) f(static_cast<Position>(row));
     };
     std::vector<std::thread> threads;
     threads.reserve(static_cast<std::size_t>(workers));
@@ -134,6 +132,21 @@ Status run_rows(const Work<Body>& work) {
     run_share(0);
     for (Index worker = started; worker < workers; ++worker) run_share(worker);
     for (std::thread& thread : threads) thread.join();
+}
+
+// Cells that a body writes for a row and a column: a body that takes several lines at once says so as kBand.
+template <typename Body, typename = void>
+inline constexpr Index kCellsPerColumn = 1;
+
+template <typename Body>
+inline constexpr Index kCellsPerColumn<Body, std::void_t<decltype(Body::kBand)> > = Body::kBand;
+
+template <typename Body>
+Status run_rows(const Work<Body>& work) {
+    if (work.rows > kMaxPosition || work.columns > kMaxPosition) return kTooLarge;
+    if (work.rows == 0 || work.columns == 0) return nullptr;
+    const Span<Body::kLanes> span{0, static_cast<Position>(work.columns)};
+    share_rows(work.rows, work.columns * kCellsPerColumn<Body>, [&](Position row) { work.body(row, span); });
     return nullptr;
 }
 

@@ -11,11 +11,13 @@ struct LinearTap {
     float weight;
 };
 
-DISPOSE_TARGET inline LinearTap linear_tap(Index at, Index source_length, Index length) {
+DISPOSE_TARGET inline LinearTap linear_tap(Index position, Index source_length, Index length) {
+    const Index at = position < 0 ? 0 : position < length ? position : length - 1;
     const float scale = static_cast<float>(source_length) / static_cast<float>(length);
     const float centre = scale * (static_cast<float>(at) + 0.5f) - 0.5f;
     const float source = centre > 0 ? centre : 0.0f;
-    const Index first = static_cast<Index>(source);
+    const Index before = static_cast<Index>(source);
+    const Index first = before < source_length ? before : source_length - 1;  // where rounding passed the last pixel
     const Index second = first + 1 < source_length ? first + 1 : first;
     return {first, second, source - static_cast<float>(first)};
 }
@@ -45,7 +47,7 @@ struct SamplePoints {
     }
 };
 
-// Positions must lie inside the enlarged map, which is no smaller than its source.
+// A position outside the enlarged map counts as its border. The map is no smaller than its source.
 inline Status sample_points(const float* features,          // [channels, source_height, source_width]
                             const std::int32_t* positions,  // [points, 2] x, y in pixels of the enlarged map
                             float* samples,                 // [points, channels]

@@ -13,6 +13,10 @@ namespace dispose_rt {
 
 #ifdef __CUDACC__
 
+// How many lines share a search: on a GPU as many as leave registers, on the CPU as many as leave room in its cache.
+template <typename Value>
+inline constexpr Position kBandLines = 16 / sizeof(Value);
+
 // A column of the span at hand. It carries its lane, a constant once loops are unrolled: lines stay in registers.
 struct Column {
     Position position, lane;
@@ -22,6 +26,9 @@ struct Column {
 template <Position kLanes>
 struct Span {
     Position begin, end;
+
+    // How far into the span a column lies; as constant as the column.
+    DISPOSE_TARGET Position lane(Column column) const { return column.lane; }
 
     // f(column) for every column, in order.
     template <typename Function>
@@ -50,6 +57,15 @@ struct WordOf {
     static_assert(kBytes % 4 == 0, "lanes must fill words");
 };
 
+// Spelt out, because the compiler takes an assignment of 16 bytes apart now and then, and stores four times four.
+DISPOSE_TARGET inline void store_word(uint4 word, uint4* target) {
+    asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(target)), "r"(word.x),
+                 "r"(word.y), "r"(word.z), "r"(word.w)
+                 : "memory");
+}
+DISPOSE_TARGET inline void store_word(uint2 word, uint2* target) { *target = word; }
+DISPOSE_TARGET inline void store_word(std::uint32_t word, std::uint32_t* target) { *target = word; }
+
 template <typename Value, Position kLanes>
 struct Lanes {
     using Word = typename WordOf<sizeof(Value) * kLanes>::Type;
@@ -77,7 +93,7 @@ struct Lanes {
         if (whole(memory, span)) {
             Word words[kWords];
             std::memcpy(words, values, sizeof words);
-            DISPOSE_UNROLL for (int i = 0; i < kWords; ++i) reinterpret_cast<Word*>(memory)[i] = words[i];
+            DISPOSE_UNROLL for (int i = 0; i < kWords; ++i) store_word(words[i], reinterpret_cast<Word*>(memory) + i);
         } else {
             span.each([&](Column column) { line[column] = values[column.lane]; });
         }
@@ -108,6 +124,26 @@ class InputLine {
     Lanes<Value, kLanes> lanes_;
 };
 
+// What f answers for every column, asked in order: all before any is used, so that loads overlap.
+template <typename Value, Position kLanes>
+struct Gathered {
+    Value values[kLanes];
+    DISPOSE_TARGET Value operator[](Column column) const { return values[column.lane]; }
+};
+
+template <Position kLanes, typename Function>
+DISPOSE_TARGET auto gather(Span<kLanes> span, Function f) {
+    Gathered<decltype(f(Column{})), kLanes> gathered;
+    if (span.end - span.begin == kLanes) {  // without a condition for each column, all are on their way at once
+        DISPOSE_UNROLL for (Position lane = 0; lane < kLanes; ++lane) {
+            gathered.values[lane] = f(Column{span.begin + lane, lane});
+        }
+    } else {
+        span.each([&](Column column) { gathered.values[column.lane] = f(column); });
+    }
+    return gathered;
+}
+
 // A line that is written; what it held before is not read.
 template <typename Value, Position kLanes>
 class OutputLine {
@@ -130,6 +166,44 @@ class UpdatedLine : public OutputLine<Value, kLanes> {
     DISPOSE_TARGET UpdatedLine(Value* line, Span<kLanes> span) : OutputLine<Value, kLanes>(line, span) {
         this->lanes_.load(line, span);
     }
+};
+
+// Up to kLines lines of a span, `stride` values apart. They keep one address, which leaves registers to their values.
+template <typename Value, Position kLanes, Position kLines>
+class OutputLines {
+  public:
+    DISPOSE_TARGET OutputLines(Value* first, Index stride, Span<kLines> lines, Span<kLanes> span)
+        : first_(first), stride_(stride), count_(lines.end - lines.begin), span_(span) {}
+
+    // What is there already, to be changed.
+    DISPOSE_TARGET void load() {
+        each_line([&](Position line) { lanes_[line].load(first_ + line * stride_, span_); });
+    }
+
+    DISPOSE_TARGET void clear() {
+        each_line(
+            [&](Position line) { span_.each([&](Column column) { lanes_[line].values[column.lane] = Value{}; }); });
+    }
+
+    DISPOSE_TARGET Value& at(Column line, Column column) { return lanes_[line.lane].values[column.lane]; }
+
+    DISPOSE_TARGET void store() const {
+        each_line([&](Position line) { lanes_[line].store(first_ + line * stride_, span_); });
+    }
+
+  private:
+    template <typename Function>
+    DISPOSE_TARGET void each_line(Function f) const {
+        DISPOSE_UNROLL for (Position line = 0; line < kLines; ++line) {
+            if (line < count_) f(line);
+        }
+    }
+
+    Value* first_;
+    Index stride_;
+    Position count_;
+    Span<kLanes> span_;
+    Lanes<Value, kLanes> lanes_[kLines];
 };
 
 // A line of `length` values that begins at some column, inside the row or not; read where the span meets it.
@@ -165,9 +239,14 @@ class PlacedLine {
 
 using Column = Position;
 
+template <typename Value>
+inline constexpr Position kBandLines = 16;
+
 template <Position kLanes>
 struct Span {
     Position begin, end;
+
+    Position lane(Column column) const { return column - begin; }
 
     template <typename Function>
     void each(Function f) const {
@@ -199,6 +278,18 @@ class InputLine {
     const Value* line_;
 };
 
+// On the CPU f is asked when a column is read: read each once, in order.
+template <typename Function>
+struct Gathered {
+    Function f;
+    auto operator[](Position column) const { return f(column); }
+};
+
+template <Position kLanes, typename Function>
+Gathered<Function> gather(Span<kLanes> /*span*/, Function f) {
+    return {f};
+}
+
 template <typename Value, Position kLanes>
 class OutputLine {
   public:
@@ -213,6 +304,28 @@ class OutputLine {
 
 template <typename Value, Position kLanes>
 using UpdatedLine = OutputLine<Value, kLanes>;
+
+template <typename Value, Position kLanes, Position kLines>
+class OutputLines {
+  public:
+    OutputLines(Value* first, Index stride, Span<kLines> lines, Span<kLanes> span)
+        : first_(first), stride_(stride), lines_(lines), span_(span) {}
+    void load() const {}
+    void clear() {
+        lines_.each([&](Position line) {
+            Value* const values = &at(line, 0);  // a loop that compilers turn into memset
+            span_.each([&](Position column) { values[column] = Value{}; });
+        });
+    }
+    Value& at(Position line, Position column) { return first_[(line - lines_.begin) * stride_ + column]; }
+    void store() const {}
+
+  private:
+    Value* first_;
+    Index stride_;
+    Span<kLines> lines_;
+    Span<kLanes> span_;
+};
 
 template <typename Value, Position kLanes>
 class PlacedLine {

@@ -1,4 +1,4 @@
-// What differs between the targets is here, in span.h and in parallel_for.h; every other header compiles for both.
+// What differs between the targets is here, in span.h, parallel_for.h and tiles.h; every other header is for both.
 #pragma once
 
 #include <cstdint>
@@ -7,11 +7,15 @@
 #include <cuda_runtime.h>
 #define DISPOSE_TARGET __device__                    // runs on the target
 #define DISPOSE_HOST_AND_TARGET __host__ __device__  // the launching side calls it, too
+#define DISPOSE_TABLE __device__ const               // constants that the target reads
 #define DISPOSE_UNROLL _Pragma("unroll")
+#define DISPOSE_NO_UNROLL _Pragma("unroll 1")
 #else
 #define DISPOSE_TARGET
 #define DISPOSE_HOST_AND_TARGET
+#define DISPOSE_TABLE inline constexpr
 #define DISPOSE_UNROLL
+#define DISPOSE_NO_UNROLL
 #endif
 
 namespace dispose_rt {

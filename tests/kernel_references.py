@@ -82,15 +82,31 @@ def scatter_point_features(features: list[Array], cells: Array) -> list[Array]:
     return levels
 
 
-def accumulate_tile(
-    sums: Array, frame_weights: Array, noise_pred: Array, slot_frames: Array, slot_weights: Array
-) -> tuple[Array, Array]:
-    sums, frame_weights = sums.copy(), frame_weights.copy()
+def gather_frames(source: Array, slot_frames: Array, target: Array) -> Array:
+    target = target.copy()
+    for slot, frame in enumerate(slot_frames):
+        if 0 <= frame < len(source):
+            target[slot] = source[frame]
+    return target
+
+
+def step_table(sigmas: Array, timesteps: Array, guidance_scale: float) -> Array:
+    """Row by row, one operation after the other, in single precision."""
+    one, rows = np.float32(1), []
+    for timestep, s, t in zip(timesteps, sigmas[:-1], sigmas[1:], strict=True):
+        factor, next_divisor = -s / np.sqrt(s * s + one), np.sqrt(t * t + one)
+        rows.append([timestep, np.float32(guidance_scale), s, factor, s * s + one, t - s, next_divisor])
+    return np.array(rows, np.float32)
+
+
+def accumulate_tile(noise_pred: Array, slot_frames: Array, slot_weights: Array, sums: Array) -> tuple[Array, bool]:
+    """The sums, and whether all that was added is finite."""
+    sums, finite = sums.copy(), True
     for slot, (frame, weight) in enumerate(zip(slot_frames, slot_weights, strict=True)):
-        if weight:
+        if weight and 0 <= frame < sums.shape[1]:
             sums[:, frame] += weight * noise_pred[:, slot]
-            frame_weights[frame] += weight
-    return sums, frame_weights
+            finite &= bool(np.isfinite(noise_pred[:, slot]).all())
+    return sums, finite
 
 
 def guided_euler_step(
