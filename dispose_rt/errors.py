@@ -47,9 +47,21 @@ class DeviceError(DisposeError):
     """A device (GPU or CPU) call failed, or the device lacks what the engine needs."""
 
 
+class OutOfMemoryError(DeviceError):
+    """A device or the host has less free memory than was asked for."""
+
+
+class DeviceLostError(DeviceError):
+    """Work on a GPU failed in a way that ends CUDA for this process: start the process again."""
+
+
 class Cancelled(DisposeError):  # noqa: N818 - it is an outcome that the caller asked for
     """The caller's cancel event was set."""
 
 
 class InputWarning(UserWarning):
     """Something about the input was mended or worked around; the message says what."""
+
+
+class PerformanceWarning(UserWarning):
+    """A slower way, or one with less memory, was taken; the message says which, and what it means for the results."""

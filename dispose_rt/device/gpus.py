@@ -1,0 +1,112 @@
+"""Which GPUs there are, and which one a device string means."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..errors import DeviceError, InputError
+from .cuda_runtime import check, cuda_runtime, explain
+
+_NO_DRIVER = ("cudaErrorInsufficientDriver", "cudaErrorNoDevice", "cudaErrorStubLibrary")
+"""What CUDA answers on a machine without an NVIDIA driver or without a GPU."""
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One NVIDIA GPU.
+
+    Attributes:
+        index: CUDA's number for it; what N in "cuda:N" means.
+        name: product name.
+        capability: compute capability, e.g. "sm_90".
+        total_bytes: its memory.
+        free_bytes: memory that was free when it was asked.
+        driver_version: newest CUDA version that the driver supports, e.g. "13.0".
+    """
+
+    index: int
+    name: str
+    capability: str
+    total_bytes: int
+    free_bytes: int
+    driver_version: str
+
+
+def find_gpus() -> tuple[Gpu, ...]:
+    """List the GPUs of this machine; none where there is no driver or no cuda-python.
+
+    Raises:
+        DeviceError: there is a driver, and it fails.
+    """
+    count, _ = _count_gpus()
+    return tuple(describe_gpu(index) for index in range(count))
+
+
+def _count_gpus() -> tuple[int, str]:
+    """How many GPUs there are; where none, why."""
+    try:
+        result = cuda_runtime().cudaGetDeviceCount()
+    except (DeviceError, RuntimeError) as error:  # without a driver, cuda-python 12 raises what 13 answers
+        return 0, str(error)
+    if result[0].name in _NO_DRIVER:
+        return 0, f"{result[0].name}: {explain(result[0])}"
+    return int(check(result, "cudaGetDeviceCount")), "the driver knows no GPU"
+
+
+def describe_gpu(index: int) -> Gpu:
+    """Describe one GPU, leaving the current one current.
+
+    Raises:
+        DeviceError: there is no such GPU, or the driver fails.
+    """
+    cuda = cuda_runtime()
+    before = check(cuda.cudaGetDevice(), "cudaGetDevice")
+    properties = check(cuda.cudaGetDeviceProperties(index), "cudaGetDeviceProperties")
+    version = check(cuda.cudaDriverGetVersion(), "cudaDriverGetVersion")
+    set_device(index)
+    try:
+        free, total = check(cuda.cudaMemGetInfo(), "cudaMemGetInfo")
+    finally:
+        set_device(before)
+    return Gpu(
+        index,
+        properties.name.decode(errors="replace").rstrip("\0"),
+        f"sm_{properties.major}{properties.minor}",
+        int(total),
+        int(free),
+        f"{version // 1000}.{version % 1000 // 10}",
+    )
+
+
+def resolve_device(device: str) -> Gpu:
+    """Find the GPU that a device string means.
+
+    Args:
+        device: "auto" or "cuda" (the first GPU), or "cuda:N".
+
+    Raises:
+        InputError: the string is of another form.
+        DeviceError: the string says "cpu", there is no GPU, or none with that number.
+    """
+    if device == "cpu":
+        raise DeviceError("these engines run on an NVIDIA GPU alone; build the directory with --backend onnxruntime")
+    kind, _, number = device.partition(":")
+    numbered = device != kind
+    if (kind, numbered) not in (("auto", False), ("cuda", False), ("cuda", True)) or numbered > number.isdecimal():
+        raise InputError(f"the device {device!r} is not known; pass auto, cpu, cuda or cuda:N")
+    count, why_none = _count_gpus()
+    index = int(number) if numbered else 0
+    if count == 0:
+        raise DeviceError(
+            f"the device {device!r} needs an NVIDIA GPU, and none was found ({why_none}). Check that nvidia-smi lists "
+            "one; on a machine without a GPU, use a directory built with --backend onnxruntime."
+        )
+    if index >= count:
+        known = ", ".join(f"cuda:{i}" for i in range(count))
+        raise DeviceError(f"there is no device {device!r}; this machine has {known}")
+    return describe_gpu(index)
+
+
+def set_device(index: int) -> None:
+    """Make a GPU the current one of the calling thread."""
+    check(cuda_runtime().cudaSetDevice(index), f"cudaSetDevice({index})")

@@ -1,0 +1,107 @@
+"""Which GPUs are found, which one a device string means, and what else the first calls of CUDA can say."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+from fake_cuda import CudaError, FakeCuda
+
+from dispose_rt.device import CpuDevice, CudaDevice, check, find_gpus, open_device, resolve_device, set_device
+from dispose_rt.errors import DeviceError, InputError
+
+
+@pytest.fixture
+def no_bindings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", None)
+
+
+def test_importing_it_imports_no_cuda() -> None:
+    code = "import sys, dispose_rt.device; print([n for n in sys.modules if n.split('.')[0] == 'cuda'])"
+    assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout == "[]\n"
+
+
+def test_every_gpu_is_described(cuda: FakeCuda) -> None:
+    cuda.current = 1
+    gpus = find_gpus()
+    assert [(gpu.index, gpu.name, gpu.capability) for gpu in gpus] == [
+        (0, "Fake GPU", "sm_86"),
+        (1, "Fake GPU", "sm_87"),
+    ]
+    assert (gpus[0].total_bytes, gpus[0].free_bytes) == (1 << 28, 1 << 28)
+    assert gpus[0].driver_version == "12.9"
+    assert cuda.current == 1
+
+
+@pytest.mark.parametrize(("text", "index"), [("auto", 0), ("cuda", 0), ("cuda:0", 0), ("cuda:1", 1)])
+def test_device_strings(cuda: FakeCuda, text: str, index: int) -> None:
+    assert resolve_device(text).index == index
+
+
+@pytest.mark.parametrize("text", ["", "gpu", "cuda:", "cuda:x", "cuda:-1", "auto:1", "cuda:1:2", "cuda:²"])
+def test_other_strings_are_refused(cuda: FakeCuda, text: str) -> None:
+    for find in (resolve_device, open_device):
+        with pytest.raises(InputError, match="cuda:N"):
+            find(text)
+
+
+def test_the_cpu_is_refused(cuda: FakeCuda) -> None:
+    with pytest.raises(DeviceError, match="--backend onnxruntime"):
+        resolve_device("cpu")
+
+
+def test_a_number_too_high_lists_what_there_is(cuda: FakeCuda) -> None:
+    with pytest.raises(DeviceError, match="no device 'cuda:2'.*cuda:0, cuda:1"):
+        resolve_device("cuda:2")
+
+
+def test_no_driver_is_no_gpu(cuda: FakeCuda) -> None:
+    cuda.gpus = 0
+    assert find_gpus() == ()
+    with pytest.raises(DeviceError, match="cudaErrorInsufficientDriver: explanation.*nvidia-smi"):
+        resolve_device("auto")
+
+
+def test_no_driver_is_no_gpu_for_older_bindings(cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        raise RuntimeError("Failed to dlopen libcuda.so.1")
+
+    monkeypatch.setattr(cuda, "cudaGetDeviceCount", fail)
+    assert find_gpus() == ()
+    with pytest.raises(DeviceError, match=r"none was found \(Failed to dlopen libcuda.so.1\)"):
+        resolve_device("cuda")
+
+
+def test_no_bindings_is_no_gpu(no_bindings: None) -> None:
+    assert find_gpus() == ()
+    with pytest.raises(DeviceError, match=r"pip install 'cuda-python"):
+        resolve_device("cuda")
+
+
+def test_a_failing_call_is_named(cuda: FakeCuda) -> None:
+    with pytest.raises(DeviceError, match=r"cudaSetDevice\(9\) failed with cudaErrorInvalidDevice: explanation of"):
+        set_device(9)
+
+
+def test_results_are_unpacked() -> None:
+    success = CudaError.cudaSuccess
+    assert check((success,), "f") is None
+    assert check((success, 5), "f") == 5
+    assert check((success, 5, 6), "f") == (5, 6)
+
+
+@pytest.mark.parametrize(("name", "kind"), [("cpu", CpuDevice), ("cuda", CudaDevice), ("cuda:1", CudaDevice)])
+def test_devices_are_opened_by_name(cuda: FakeCuda, name: str, kind: type) -> None:
+    device = open_device(name)
+    assert isinstance(device, kind)
+    assert device.name == {"cuda": "cuda:0"}.get(name, name)
+    device.close()
+
+
+@pytest.mark.cuda
+def test_a_real_gpu_is_described() -> None:
+    gpus = find_gpus() or pytest.skip("no NVIDIA GPU")
+    for gpu in gpus:
+        assert 0 < gpu.free_bytes <= gpu.total_bytes
+        assert gpu.capability.startswith("sm_")

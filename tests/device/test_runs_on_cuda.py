@@ -1,0 +1,164 @@
+"""Whole parts of a run through the CUDA code path, on a fake GPU, against the same on the CPU: the bits agree."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from fake_cuda import FakeCuda, install
+from fake_engine import FakeEngine, FakeOpener
+from golden_data import load_golden
+from kernel_targets import Target
+from test_denoise import STEPS, Clip, Setup
+
+from dispose_rt import kernels
+from dispose_rt.conditions import encode_motion, encode_poses
+from dispose_rt.contract import Sizes
+from dispose_rt.decode import decode_frames
+from dispose_rt.device import Array, Stream, open_device
+from dispose_rt.motion import MotionFields
+from dispose_rt.types import Track
+
+SIZES = Sizes(64, 64, tile=3, channels=(3, 8, 8, 8), chunk=4)
+
+
+@pytest.fixture
+def roomy(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
+    return install(monkeypatch, memory_bytes=1 << 30)
+
+
+def set_up(device: str) -> Setup:
+    return Setup(opener=FakeOpener(open_device(device)))
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize("frames", [3, 11])
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_a_clip_is_denoised_as_on_the_cpu(roomy: FakeCuda, frames: int, streamed: bool, dtype: str) -> None:
+    clip, setup = Clip(frames), set_up("cuda")
+    actual = setup.run(clip, streamed=streamed)
+    np.testing.assert_array_equal(actual, set_up("cpu").run(clip, streamed=streamed))
+    setup.opener.close()
+    for things in (roomy.blocks, roomy.host_blocks, roomy.streams, roomy.events, roomy.graphs, roomy.executables):
+        assert things == {}
+
+
+def test_a_step_is_one_graph(roomy: FakeCuda) -> None:
+    setup = set_up("cuda")
+    setup.run(Clip(11))
+    assert roomy.calls.count("cudaStreamBeginCapture") == 1
+    assert roomy.calls.count("cudaGraphLaunch") == STEPS - 1
+    steps = roomy.calls[roomy.calls.index("cudaGraphLaunch") : -roomy.calls[::-1].index("cudaGraphLaunch")]
+    assert set(steps) <= {"cudaGraphLaunch", "cudaEventRecordWithFlags", "cudaEventSynchronize", "cudaMemcpyAsync"}
+
+
+def test_a_second_run_allocates_nothing(roomy: FakeCuda) -> None:
+    setup = set_up("cuda")
+    setup.run(Clip(11))
+    before = roomy.calls.count("cudaMalloc")
+    setup.run(Clip(11))
+    assert roomy.calls.count("cudaMalloc") == before
+
+
+def on_both(roomy: FakeCuda, work: Callable[[Stream], np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """What a piece of work computes on the fake GPU and on the CPU; on the GPU, it leaves nothing behind."""
+    results = []
+    for name in ("cuda", "cpu"):
+        device = open_device(name)
+        results.append(work(device.stream()))
+        device.close()
+    for things in (roomy.blocks, roomy.host_blocks, roomy.streams, roomy.events):
+        assert things == {}
+    gpu, cpu = results
+    return gpu, cpu
+
+
+def test_chunks_are_decoded_as_on_the_cpu(roomy: FakeCuda) -> None:
+    values = np.random.default_rng(0).standard_normal((11, 4, 8, 8), np.float32)
+
+    def decode(stream: Stream) -> np.ndarray:
+        frames = FakeEngine(
+            "vae_decoder",
+            SIZES,
+            lambda inputs: {"frames": np.tanh(inputs["latents"][:, :3]).repeat(8, axis=2).repeat(8, axis=3)},
+            stream=stream,
+        )
+        latents = stream.device.array(values, stream)
+        return np.concatenate(list(decode_frames(latents, frames)))
+
+    actual, expected = on_both(roomy, decode)
+    assert actual.shape == (10, 64, 64, 3)
+    assert actual.std() > 10
+    np.testing.assert_array_equal(actual, expected)
+
+
+def test_poses_are_encoded_as_on_the_cpu(roomy: FakeCuda) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (7, 3, 64, 64), np.uint8)
+
+    def encode(stream: Stream) -> np.ndarray:
+        engine = FakeEngine(
+            "pose_net", SIZES, lambda inputs: {"pose_latents": inputs["pose_images"][:, :, :8, :8]}, stream=stream
+        )
+        return gathered(engine, 7, lambda write: encode_poses(iter(images), 7, engine, write))
+
+    actual, expected = on_both(roomy, encode)
+    np.testing.assert_array_equal(expected, images[:, :, :8, :8].astype(np.float32) / np.float32(127.5) - 1)
+    np.testing.assert_array_equal(actual, expected)
+
+
+def gathered(engine: FakeEngine, frames: int, encode: Callable[[Callable[[int, Array], None]], None]) -> np.ndarray:
+    """All rows that an encoder writes."""
+    stream = engine.stream
+    rows = stream.device.empty((frames, *engine.shape(next(iter(engine._spec.outputs)).name)[1:]), "float32")
+    encode(lambda start, part: rows.rows(start, start + part.shape[0]).copy_from(part, stream))
+    return rows.download(stream)
+
+
+def test_motion_is_encoded_as_on_the_cpu(roomy: FakeCuda) -> None:
+    arrays = {name.removeprefix("s64_edge."): values for name, values in load_golden("trajectory").items()}
+    track = Track(arrays["candidate"][:, :18], arrays["subset"][:, 0] >= 0)
+    frames = len(track.visible)
+    image = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+
+    def encode(stream: Stream) -> np.ndarray:
+        encoder = FakeEngine(
+            "cmp_image_encoder",
+            SIZES,
+            lambda inputs: {
+                "image_features": inputs["image"].mean(),
+                "skip_features_4": inputs["image"].std(),
+                "skip_features_2": inputs["image"].max(),
+            },
+            stream=stream,
+        )
+        decoder = FakeEngine(
+            "cmp_flow_decoder",
+            replace(SIZES, tile=2),
+            lambda inputs: {"flow": np.roll(inputs["sparse_flow"], 7, axis=3) + inputs["image_features"].mean()},
+            stream=stream,
+        )
+        motion = FakeEngine(
+            "motion_encoder",
+            SIZES,
+            lambda inputs: {
+                "motion_features": (inputs["dense_flow"] + inputs["trajectory_flow"]).mean(axis=1)[:, None, ::8, ::8]
+            },
+            stream=stream,
+        )
+        with MotionFields(image, track, encoder, decoder) as fields:
+            return gathered(motion, frames, lambda write: encode_motion(fields, frames, motion, write))
+
+    actual, expected = on_both(roomy, encode)
+    assert len(np.unique(expected)) > 100
+    np.testing.assert_array_equal(actual, expected)
+
+
+def test_kernels_can_be_captured(roomy: FakeCuda) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 3, 8, 8), np.uint8)
+    frames = np.full(pixels.shape, np.nan, np.float32)
+    target = Target(open_device("cuda"))
+    target.run_captured(kernels.normalize_frames, pixels, frames)
+    np.testing.assert_array_equal(frames, pixels.astype(np.float32) / np.float32(127.5) - 1)
+    target.close()
