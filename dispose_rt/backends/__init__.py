@@ -33,6 +33,11 @@ class Engines:
             self._loaded[network] = self._opener(self._manifest.networks[network].backend).open(network)
         return self._loaded[network]
 
+    @property
+    def opener(self) -> Opener:
+        """What the directory's own engines share: device, stream, and how their runs are captured."""
+        return self._opener(self._manifest.backend)
+
     def _opener(self, backend: str) -> Opener:
         if backend not in self._openers:
             self._openers[backend] = _make_opener(backend, self._manifest, self._device)

@@ -11,19 +11,21 @@ import re
 import shutil
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from ..contract import NETWORKS, NetworkSpec, Sizes
-from ..errors import DeviceError, EngineError, InputError
+from ..contract import NETWORKS
+from ..device import Array, CpuDevice, Device, Graph, Stream, resolve_device
+from ..device.cpu import submit
+from ..device.cuda import CudaDevice
+from ..errors import DeviceError, DisposeError, EngineError, InputError, OutOfMemoryError
 from ..manifest import Manifest
-from ..signature import contract_signature, signature_differences
+from ..signature import signature_differences
 from .aotinductor_package import PackageLabel, cpu_features, read_label, this_machine
-from .validation import check_inputs, check_outputs_finite, host_dtype, largest_batch
+from .protocol import Engine, Opener
+from .torch_tensors import view_as_tensor
+from .validation import check_alive
 
 if TYPE_CHECKING:
     import torch
@@ -167,7 +169,7 @@ def _check_room(path: Path) -> None:
         )
 
 
-class AotInductorOpener:
+class AotInductorOpener(Opener):
     """Opens the networks of one engine directory that are AOTInductor packages.
 
     Args:
@@ -181,11 +183,13 @@ class AotInductorOpener:
     """
 
     def __init__(self, manifest: Manifest, device: str) -> None:
-        self._torch = import_torch(manifest.versions.get("torch", ""))
+        self.torch = import_torch(manifest.versions.get("torch", ""))
         self._manifest = manifest
-        self._device = _choose_device(self._torch, manifest, device)
-        on_gpu = self._device != "cpu"
-        self._stream = self._torch.cuda.Stream(self._device) if on_gpu else None
+        name = _choose_device(self.torch, manifest, device)
+        self.device: Device = CpuDevice() if name == "cpu" else CudaDevice(resolve_device(name))
+        if name != "cpu":
+            self.device.pool.reclaim = self.torch.cuda.empty_cache  # what torch keeps for later may be wanted now
+        self.stream = self.device.stream()
         self._closed = False
 
     def open(self, network: str) -> AotInductorEngine:
@@ -200,7 +204,7 @@ class AotInductorOpener:
         path, record = self._manifest.engine_path(network), self._manifest.networks[network]
         again = f"Build the directory again: {self._manifest.rebuild_command()}"
         try:
-            package = LoadedPackage(path, self._device)
+            package = LoadedPackage(path, self.device.name)
         except (EngineError, DeviceError) as error:
             raise type(error)(f"{network}: {error}. {again}") from error
         sizes, dtype = self._manifest.sizes, record.compute_dtype
@@ -212,13 +216,54 @@ class AotInductorOpener:
         if record.signature and dict(record.signature) != dict(label.signature):
             differences.append("its tensors are not those that the manifest lists")
         if differences:
+            package.close()
             raise EngineError(f"{path} is not the engine that it should be: {'; '.join(differences)}. {again}")
-        return AotInductorEngine(package, NETWORKS[network], sizes, dtype, self._stream)
+        return AotInductorEngine(self, self._manifest, network, package)
+
+    def capture(self, body: Callable[[], None]) -> Graph:
+        """See `Opener.capture`. On a GPU, what torch allocates meanwhile belongs to the graph for as long as it lives.
+
+        cuDNN's choices are kept per thread: without a run in the same thread before, it would time its convolutions
+        now, which cannot be captured.
+        """
+        if self.device.name == "cpu":
+            return super().capture(body)
+        cuda = self.torch.cuda
+        try:
+            with cuda.device(self.device.name):
+                cuda.synchronize()
+                cuda.empty_cache()  # the graph's memory comes on top of it
+                pool = cuda.MemPool()
+                with cuda.use_mem_pool(pool):
+                    return _PooledGraph(super().capture(body), pool)
+        except DisposeError:
+            raise
+        except Exception as error:  # torch raises whatever C++ throws
+            raise DeviceError(f"torch cannot give a graph memory of its own: {error}") from error
 
     def close(self) -> None:
         """Open no more networks. Calling it twice is fine."""
-        self._closed = True
-        self._stream = None
+        if not self._closed:
+            self._closed = True
+            self.stream.close()
+            self.device.close()
+
+
+class _PooledGraph(Graph):
+    """A graph and the memory in which torch's part of it computes."""
+
+    def __init__(self, graph: Graph, memory: object) -> None:
+        self._graph = graph
+        self._memory: object | None = memory
+
+    def launch(self, stream: Stream) -> None:
+        """See `Graph.launch`."""
+        self._graph.launch(stream)
+
+    def close(self) -> None:
+        """See `Graph.close`."""
+        self._graph.close()
+        self._memory = None
 
 
 def _choose_device(torch: Any, manifest: Manifest, device: str) -> str:
@@ -251,114 +296,81 @@ def _choose_device(torch: Any, manifest: Manifest, device: str) -> str:
     return f"cuda:{index}"
 
 
-class AotInductorEngine:
+class AotInductorEngine(Engine):
     """One network as a loaded package; see `AotInductorOpener.open`."""
 
-    def __init__(
-        self, package: LoadedPackage, spec: NetworkSpec, sizes: Sizes, compute_dtype: str, stream: Any | None
-    ) -> None:
-        self.name = spec.name
+    def __init__(self, opener: AotInductorOpener, manifest: Manifest, network: str, package: LoadedPackage) -> None:
+        dtype = manifest.networks[network].compute_dtype
+        super().__init__(network, manifest.sizes, dtype, opener.device, opener.stream)
+        self._torch = opener.torch
         self._package: LoadedPackage | None = package
-        self._spec = spec
-        self._sizes = sizes
-        self._compute_dtype = compute_dtype
-        self._stream = stream
-        self._lock = threading.Lock()  # the library runs one call at a time
-        torch = import_torch()
-        dtypes = {name: dtype for name, (dtype, _) in contract_signature(spec.name, sizes, compute_dtype).items()}
-        self._torch_dtypes = {name: getattr(torch, dtype) for name, dtype in dtypes.items()}
-        self._host_dtypes = {name: np.dtype(host_dtype(dtype)) for name, dtype in dtypes.items()}
-        self._from_numpy, self._float32 = torch.from_numpy, torch.float32
+        self._views: dict[str, Tensor] = {}
+        self._failures = self._count_failed_allocations()
 
-    def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """See `Engine.run`. On a GPU it uses a stream of its own and waits for it; bfloat16 is float32 outside."""
-        package = self._opened()
-        check_inputs(self._spec, self._sizes, self._compute_dtype, inputs)
-        with self._on_stream():
-            tensors = {name: self._to_device(name, array, package) for name, array in inputs.items()}
-            outputs = {name: self._to_host(tensor) for name, tensor in self._run(package, tensors).items()}
-        check_outputs_finite(self.name, self._compute_dtype, outputs)
-        return outputs
+    def _place(self, name: str, array: Array) -> None:
+        self._views[name] = view_as_tensor(self._torch, array)
 
-    def run_tensors(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Run on tensors of the engine's device, on the caller's current stream, without copies and without waiting.
+    def _resize(self) -> None:
+        """The fronts of the views are taken when a run is queued."""
 
-        It can be captured into a CUDA graph, after one run that is not captured.
-
-        Args:
-            inputs: every input of the contract by name, contiguous, with the contract's dtype and shape.
-
-        Returns:
-            Every output by name, on the device, contiguous. Whether they are finite is not looked at.
-
-        Raises:
-            InputError: a tensor is missing, unknown, elsewhere, or of another dtype, shape or layout.
-            EngineError: the engine failed.
-        """
-        package = self._opened()
-        self._check_tensors(package, inputs)
-        return self._run(package, inputs)
-
-    def max_batch(self, dimension: str) -> int:
-        """See `Engine.max_batch`."""
-        return largest_batch(self._spec, self._sizes, dimension)
-
-    def close(self) -> None:
-        """See `Engine.close`. What the loader unpacked is removed."""
-        with self._lock:
-            package, self._package = self._package, None
-            if package is not None:
-                package.close()
-
-    def _opened(self) -> LoadedPackage:
-        if self._package is None:
-            raise EngineError(f"the network {self.name} was closed")
-        return self._package
-
-    def _run(self, package: LoadedPackage, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        ordered = [inputs[tensor.name] for tensor in self._spec.inputs]
-        try:
-            with self._lock:
-                outputs = package.run(ordered)
-        except Exception as error:  # a RuntimeError of any C++ exception; running out of memory is one
-            raise EngineError(f"the network {self.name} failed in AOTInductor: {error}") from error
-        pairs = zip(self._spec.outputs, outputs, strict=True)
-        return {tensor.name: output.contiguous() for tensor, output in pairs}
-
-    def _to_device(self, name: str, array: NDArray[Any], package: LoadedPackage) -> Tensor:
-        # torch takes the memory as it is, but no memory that it could not write to
-        safe = np.require(array, requirements=["C_CONTIGUOUS", "ALIGNED", "WRITEABLE"])
-        tensor: Tensor = self._from_numpy(safe)
-        return tensor.to(package.device, self._torch_dtypes[name])  # to bfloat16: to the nearest, ties to even
-
-    def _to_host(self, tensor: Tensor) -> NDArray[Any]:
-        host = tensor.cpu()
-        name = str(host.dtype).removeprefix("torch.")
-        return (host.to(self._float32) if host_dtype(name) != name else host).numpy()
-
-    @contextlib.contextmanager
-    def _on_stream(self) -> Iterator[None]:
-        if self._stream is None:
-            yield
+    def _queue(self, stream: Stream) -> None:
+        inputs = [self._front(tensor.name) for tensor in self._spec.inputs]
+        outputs = [self._front(tensor.name) for tensor in self._spec.outputs]
+        if self.device.name == "cpu":
+            submit(stream, self._run_package, inputs, outputs, tuple(self._tensors.values()))
             return
-        torch = import_torch()
-        with torch.cuda.stream(self._stream):
-            yield
+        cuda = self._torch.cuda
+        with cuda.stream(cuda.ExternalStream(stream.handle, self.device.name)):
+            self._run_package(inputs, outputs, (), stream.capturing)
 
-    def _check_tensors(self, package: LoadedPackage, inputs: Mapping[str, Tensor]) -> None:
-        problems = []
-        for name, tensor in inputs.items():
-            wanted = self._torch_dtypes.get(name)
-            if wanted is not None and (tensor.dtype, tensor.device) != (wanted, package.device):
-                problems.append(f"{name} is {tensor.dtype} on {tensor.device}, expected {wanted} on {package.device}")
-            elif not tensor.is_contiguous():
-                problems.append(f"{name} is not contiguous")
-        if problems:
-            raise InputError(f"the network {self.name} cannot take these tensors: {'; '.join(sorted(problems))}")
-        # arrays of the same shapes without memory: names and shapes are checked in one place
-        empty = {dtype: np.empty((), dtype) for dtype in (*self._host_dtypes.values(), np.dtype(np.float32))}
-        stand_ins = {
-            name: np.broadcast_to(empty[self._host_dtypes.get(name, np.dtype(np.float32))], tuple(tensor.shape))
-            for name, tensor in inputs.items()
-        }
-        check_inputs(self._spec, self._sizes, self._compute_dtype, stand_ins)
+    def _front(self, name: str) -> Tensor:
+        view, shape = self._views[name], self.shape(name)
+        return view if tuple(view.shape) == shape else view[: shape[0]]
+
+    def _run_package(
+        self, inputs: list[Tensor], outputs: list[Tensor], arrays: Sequence[Array], capturing: bool = False
+    ) -> None:
+        """Run on torch's current stream, and copy what torch allocated for the answers to where the outputs lie."""
+        check_alive(arrays)  # a graph may be launched late
+        self._check_open()
+        try:
+            answers = self._call(inputs)
+        except OutOfMemoryError:
+            pool = self.device.pool
+            if capturing or pool.reserved_bytes == pool.used_bytes:
+                raise
+            pool.trim()
+            answers = self._call(inputs)
+        shapes = [tuple(tensor.shape) for tensor in answers], [tuple(tensor.shape) for tensor in outputs]
+        if shapes[0] != shapes[1]:
+            raise EngineError(f"the network {self.name} answered tensors of {shapes[0]}, expected {shapes[1]}")
+        with self._torch.inference_mode():
+            for target, answer in zip(outputs, answers, strict=True):
+                target.copy_(answer, non_blocking=True)
+
+    def _call(self, inputs: list[Tensor]) -> list[Tensor]:
+        assert self._package is not None
+        try:
+            return self._package.run(inputs)
+        except Exception as error:  # a RuntimeError of any C++ exception
+            before, self._failures = self._failures, self._count_failed_allocations()
+            if self._failures > before or isinstance(error, self._torch.OutOfMemoryError):
+                raise OutOfMemoryError(
+                    f"the network {self.name} needs more memory than {self.device.name} has left: close other programs "
+                    "on it, or build with a smaller --size or --tile-frames"
+                ) from error
+            raise EngineError(f"the network {self.name} failed in AOTInductor: {error}") from error
+
+    def _count_failed_allocations(self) -> int:
+        """How often torch ran out of the device's memory: what a package throws does not say so."""
+        if self.device.name == "cpu":
+            return 0
+        return int(self._torch.cuda.memory_stats(self.device.name).get("num_ooms", 0))
+
+    def _free(self) -> None:
+        with contextlib.suppress(DeviceError):  # whoever waits for a run is told that it failed
+            self.stream.synchronize()
+        self._views.clear()
+        if self._package is not None:
+            self._package.close()
+            self._package = None

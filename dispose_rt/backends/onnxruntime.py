@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
+import numpy as np
 import onnxruntime
-from numpy.typing import NDArray
 
-from ..contract import NETWORKS
+from ..device import Array, CpuDevice, Stream
+from ..device.cpu import submit
 from ..errors import DeviceError, EngineError
 from ..manifest import Manifest
 from ..signature import Signature, signature_differences
-from .validation import check_inputs, check_outputs_finite, largest_batch
+from .protocol import Engine, Opener
+from .validation import check_alive
 
 _DTYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(bfloat16)": "bfloat16"}
 
 
-class OnnxRuntimeOpener:
+class OnnxRuntimeOpener(Opener):
     """Opens the networks of one engine directory that are ONNX files.
 
     Args:
@@ -36,6 +35,8 @@ class OnnxRuntimeOpener:
             )
         self._manifest = manifest
         self._closed = False
+        self.device = CpuDevice()
+        self.stream = self.device.stream()
 
     def open(self, network: str) -> OnnxRuntimeEngine:
         """Load one network.
@@ -45,25 +46,25 @@ class OnnxRuntimeOpener:
         """
         if self._closed:
             raise EngineError(f"the network {network} cannot be opened: its directory was closed. Open it again.")
-        return OnnxRuntimeEngine(self._manifest, network)
+        return OnnxRuntimeEngine(self, self._manifest, network)
 
     def close(self) -> None:
         """Open no more networks. Calling it twice is fine."""
         self._closed = True
+        self.device.close()
 
 
-class OnnxRuntimeEngine:
+class OnnxRuntimeEngine(Engine):
     """One network as an ONNX Runtime session.
 
     Raises:
         EngineError: ONNX Runtime refuses the file, or its tensors are not those of the contract.
     """
 
-    def __init__(self, manifest: Manifest, network: str) -> None:
-        self.name = network
-        self._spec = NETWORKS[network]
-        self._sizes = manifest.sizes
-        self._compute_dtype = manifest.networks[network].compute_dtype
+    def __init__(self, opener: OnnxRuntimeOpener, manifest: Manifest, network: str) -> None:
+        super().__init__(
+            network, manifest.sizes, manifest.networks[network].compute_dtype, opener.device, opener.stream
+        )
         path = manifest.engine_path(network)
         again = f"Build the directory again: {manifest.rebuild_command()}"
         options = onnxruntime.SessionOptions()
@@ -78,28 +79,47 @@ class OnnxRuntimeEngine:
             raise EngineError(
                 f"{path} is not the engine that it should be: file and contract differ: {listed}. {again}"
             )
+        if "bfloat16" in {tensor.resolve_dtype(self._compute_dtype) for tensor in self._specs.values()}:
+            raise EngineError(
+                f"{network}: ONNX Runtime takes no bfloat16 tensors on the CPU. Build the directory with --precision "
+                "fp32 or fp16, or for another backend."
+            )
         self._session: onnxruntime.InferenceSession | None = session
+        self._binding: onnxruntime.IOBinding | None = None
 
-    def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """See `Engine.run`."""
-        if self._session is None:
-            raise EngineError(f"the network {self.name} was closed")
-        check_inputs(self._spec, self._sizes, self._compute_dtype, inputs)
-        names = [tensor.name for tensor in self._spec.outputs]
+    def _place(self, name: str, array: Array) -> None:
+        self._binding = None
+
+    def _resize(self) -> None:
+        self._binding = None
+
+    def _queue(self, stream: Stream) -> None:
+        if self._binding is None:  # a new one, not a changed one: a graph may hold the one before
+            self._binding = self._bind_tensors()
+        submit(stream, self._run_binding, self._binding, tuple(self._tensors.values()))
+
+    def _bind_tensors(self) -> onnxruntime.IOBinding:
+        assert self._session is not None
+        binding = self._session.io_binding()
+        for spec, bind in (
+            *((tensor, binding.bind_input) for tensor in self._spec.inputs),
+            *((tensor, binding.bind_output) for tensor in self._spec.outputs),
+        ):
+            array = self.tensor(spec.name)
+            bind(spec.name, "cpu", 0, np.dtype(array.dtype), self.shape(spec.name), array.address)
+        return binding
+
+    def _run_binding(self, binding: onnxruntime.IOBinding, arrays: tuple[Array, ...]) -> None:
+        self._check_open()
+        assert self._session is not None
+        check_alive(arrays)  # a graph may be launched late
         try:
-            outputs = dict(zip(names, self._session.run(names, dict(inputs)), strict=True))
+            self._session.run_with_iobinding(binding)
         except Exception as error:
             raise EngineError(f"the network {self.name} failed in ONNX Runtime: {error}") from error
-        check_outputs_finite(self.name, self._compute_dtype, outputs)
-        return outputs
 
-    def max_batch(self, dimension: str) -> int:
-        """See `Engine.max_batch`."""
-        return largest_batch(self._spec, self._sizes, dimension)
-
-    def close(self) -> None:
-        """See `Engine.close`."""
-        self._session = None
+    def _free(self) -> None:
+        self._session = self._binding = None
 
 
 def _signature_of(session: onnxruntime.InferenceSession) -> dict[str, Signature]:

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import mmap
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from numpy.typing import NDArray
-
-from ..contract import NETWORKS, TensorSpec
-from ..device import DeviceArray, DeviceMemory, Gpu, Stream, resolve_device, set_device
-from ..errors import DeviceError, EngineError
+from ..device import Array, Graph, Stream, resolve_device
+from ..device.cuda import CudaDevice
+from ..errors import DeviceError, EngineError, OutOfMemoryError
 from ..manifest import Manifest
 from ..signature import Signature, signature_differences
+from .protocol import Engine, Opener
 from .sealed_file import read_sealed, write_sealed
 from .tensorrt_flavour import RUNTIME_CACHE_SUFFIX, load_flavour, name_dimensions, read_head
-from .validation import check_inputs, check_outputs_finite, largest_batch
 
 
-class TensorRtOpener:
+class TensorRtOpener(Opener):
     """What the TensorRT engines of one directory share: GPU, runtime, stream, and one scratch memory for all.
 
     Args:
@@ -31,14 +30,16 @@ class TensorRtOpener:
         DeviceError: there is no such GPU.
     """
 
+    device: CudaDevice
+
     def __init__(self, manifest: Manifest, device: str) -> None:
         self.manifest = manifest
         self.flavour = load_flavour(manifest.backend)
-        self.gpu: Gpu = resolve_device(device)
-        set_device(self.gpu.index)
+        self.device = CudaDevice(resolve_device(device))
+        self.device.make_current()
         self.log = self.flavour.create_log()
         self.runtime: Any = self.flavour.trt.Runtime(self.log)
-        self.stream = Stream()
+        self.stream = self.device.stream()
         self.scratch = Scratch(self.stream)
 
     def open(self, network: str) -> TensorRtEngine:
@@ -48,32 +49,42 @@ class TensorRtOpener:
             EngineError: the file is missing, damaged, foreign, or not the contract's network.
             DeviceError: the GPU lacks memory.
         """
+        if self.runtime is None:
+            raise EngineError(f"the network {network} cannot be opened: its directory was closed. Open it again.")
         built_with = self.manifest.networks[network].backend
         if built_with != self.flavour.name:
             raise EngineError(f"{network} was built for {built_with}, and is opened with {self.flavour.name}")
-        set_device(self.gpu.index)
+        self.device.make_current()
         return TensorRtEngine(self, network)
+
+    def capture(self, body: Callable[[], None]) -> Graph:
+        """See `Opener.capture`."""
+        return _ScratchGraph(self.stream.capture(body), self.scratch)
 
     def close(self) -> None:
         """Free what the engines share, after the engines. Calling it twice is fine."""
         if self.runtime is not None:
-            set_device(self.gpu.index)
             self.scratch.close()
             self.stream.close()
             self.runtime = None
+            self.device.close()
 
 
 class Scratch:
     """One block of memory in which all engines of a directory compute, one after the other.
 
-    Safe because runs that share it follow each other on one stream. It grows when an engine that needs more is opened,
-    and moves then: CUDA graphs captured before hold the old address, so open every network before capturing.
+    Safe because runs that share it follow each other on one stream. It grows when an engine that needs more is
+    allocated, and moves then; what was captured before would compute at the old place.
+
+    Attributes:
+        moves: how often it has moved.
     """
 
     def __init__(self, stream: Stream) -> None:
         self._stream = stream
-        self._memory: DeviceMemory | None = None
+        self._memory: Array | None = None
         self._contexts: dict[int, Any] = {}
+        self.moves = 0
 
     def attach(self, context: Any, size_bytes: int) -> None:
         """Let a context compute here.
@@ -83,103 +94,144 @@ class Scratch:
             size_bytes: what it needs.
 
         Raises:
-            DeviceError: the GPU lacks memory; engines that were opened before keep what they had.
+            OutOfMemoryError: the GPU lacks memory; engines that were attached before keep what they had.
+            DeviceError: it would have to grow, and a graph is being captured.
         """
-        if self._memory is None or self._memory.size_bytes < size_bytes:
+        if self._memory is None or self._memory.nbytes < size_bytes:
             self._grow(size_bytes)
         self._contexts[id(context)] = context
         self._point([context])
 
     def _grow(self, size_bytes: int) -> None:
-        before = self._memory.size_bytes if self._memory is not None else 0
+        device = self._stream.device
+        device.check_allocation()
+        before = self._memory.nbytes if self._memory is not None else 0
+        self._stream.synchronize()
         self._release()  # first: the two need not fit side by side
         try:
-            self._memory = DeviceMemory(size_bytes)
-        except DeviceError:
+            self._memory = device.empty((size_bytes,), "uint8")
+        except OutOfMemoryError:
             if before:
-                self._memory = DeviceMemory(before)
+                with contextlib.suppress(OutOfMemoryError):
+                    self._memory = device.empty((before,), "uint8")
             raise
         finally:
+            if self._memory is None:
+                self._contexts.clear()  # they attach again before they run
             self._point(self._contexts.values())
 
     def _point(self, contexts: Iterable[Any]) -> None:
         if self._memory is not None:
             for context in contexts:
-                context.set_device_memory(self._memory.address, self._memory.size_bytes)
+                context.set_device_memory(self._memory.address, self._memory.nbytes)
 
     def _release(self) -> None:
         if self._memory is not None:
-            self._stream.synchronize()
             self._memory.free()
             self._memory = None
+            self.moves += 1
+
+    def serves(self, context: Any) -> bool:
+        """Whether a context computes here."""
+        return id(context) in self._contexts
 
     def detach(self, context: Any) -> None:
         """Forget a context."""
         self._contexts.pop(id(context), None)
 
     def close(self) -> None:
-        """Free the memory. Calling it twice is fine."""
+        """Free the memory, after the runs in it. Calling it twice is fine."""
         self._contexts.clear()
         self._release()
 
 
-class TensorRtEngine:
-    """One network: an engine, its context, and a place on the GPU for each of its tensors, bound once.
+class _ScratchGraph(Graph):
+    """A graph whose kernels compute where the scratch memory was when it was captured."""
 
-    Tensors in bfloat16 are float32 on the host: inputs are rounded to the nearest, ties to even.
+    def __init__(self, graph: Graph, scratch: Scratch) -> None:
+        self._graph = graph
+        self._scratch = scratch
+        self._moves = scratch.moves
 
-    Attributes:
-        name: of the network.
-        tensors: where each input and output lies, at its largest shape. Calls with fewer frames use the front of it.
-    """
+    def launch(self, stream: Stream) -> None:
+        """See `Graph.launch`. Refused once the scratch memory has moved."""
+        if self._scratch.moves != self._moves:
+            raise DeviceError(
+                "the graph computes in memory that TensorRT engines have given up since: one that was allocated or run "
+                "after the capture needed more, or they were closed. Allocate all of them first, or capture it again."
+            )
+        self._graph.launch(stream)
+
+    def close(self) -> None:
+        """See `Graph.close`."""
+        self._graph.close()
+
+
+class TensorRtEngine(Engine):
+    """One network: an engine, its context, and a place on the GPU for each of its tensors."""
 
     def __init__(self, opener: TensorRtOpener, network: str) -> None:
-        self.name = network
-        self.tensors: dict[str, DeviceArray] = {}
+        compute_dtype = opener.manifest.networks[network].compute_dtype
+        super().__init__(network, opener.manifest.sizes, compute_dtype, opener.device, opener.stream)
         self._opener = opener
-        self._spec = NETWORKS[network]
-        self._sizes = opener.manifest.sizes
-        self._compute_dtype = opener.manifest.networks[network].compute_dtype
-        self._dynamic = {symbol: self._sizes.limit(symbol) for symbol in self._spec.dynamic}
         self._context: Any = None
-        self._engine: Any = _deserialize(opener, network)
         self._cache: _RuntimeCache | None = None
+        self._built_limits = dict(self._limits)
+        self._was_limited = False
+        self._engine: Any = _deserialize(opener, network)
         try:
             self._check_signature()
             self._create_context()
-            self._bind()
+            self._set_shapes()
         except BaseException:
             self.close()
             raise
 
     def _create_context(self) -> None:
         opener = self._opener
-        path = opener.manifest.folder / f"{self.name}.{opener.gpu.capability}{RUNTIME_CACHE_SUFFIX}"
+        gpu = opener.device.gpu
+        path = opener.manifest.folder / f"{self.name}.{gpu.capability}{RUNTIME_CACHE_SUFFIX}"
         kept = read_sealed(path) if opener.flavour.has_runtime_cache else None
         self._context, cache = opener.flavour.create_context(self._engine, kept)
         if self._context is None:
             raise EngineError(
-                f"{opener.flavour.name} cannot prepare {self.name} on the {opener.gpu.name}:\n{opener.log.quote()}"
+                f"{opener.flavour.name} cannot prepare {self.name} on the {gpu.name}:\n{opener.log.quote()}"
             )
         if cache is not None:
             self._cache = _RuntimeCache(path, cache, kept)
             self._cache.save()
-        opener.scratch.attach(self._context, int(self._engine.device_memory_size_v2))
 
-    def _bind(self) -> None:
-        for tensor in (*self._spec.inputs, *self._spec.outputs):
-            array = DeviceArray(self._shape(tensor), tensor.resolve_dtype(self._compute_dtype))
-            self.tensors[tensor.name] = array
-            self._require(self._context.set_tensor_address(tensor.name, array.address), f"binding {tensor.name}")
+    def allocate(self) -> None:
+        """See `Engine.allocate`."""
+        super().allocate()
+        scratch = self._opener.scratch
+        if not scratch.serves(self._context):
+            scratch.attach(self._context, self._scratch_bytes())
+
+    def _scratch_bytes(self) -> int:
+        """What the runs that follow need; for the largest shapes of the build, as TensorRT has set itself up."""
+        largest = int(self._engine.device_memory_size_v2)
+        if not self._was_limited:
+            return largest
+        self._opener.device.make_current()
+        needed = int(self._context.update_device_memory_size_for_shapes())
+        self._require(needed > 0 or largest == 0, f"to size its memory for {self._dynamic}")
+        return needed
+
+    def _place(self, name: str, array: Array) -> None:
+        self._require(self._context.set_tensor_address(name, array.address), f"to place {name}")
+
+    def _resize(self) -> None:
+        self._opener.device.make_current()
         self._set_shapes()
-
-    def _shape(self, tensor: TensorSpec) -> tuple[int, ...]:
-        return tuple(int(dim) for dim in self._sizes.resolve(tensor.shape, self._dynamic))
+        self._was_limited |= self._limits != self._built_limits
+        if self._was_limited:  # what it needs, and how it divides that, goes with the shapes from now on
+            self._opener.scratch.detach(self._context)
 
     def _set_shapes(self) -> None:
         for tensor in self._spec.inputs:
             if any(dim in self._spec.dynamic for dim in tensor.shape):
-                shape = self._shape(tensor)
+                shape = self.shape(tensor.name)
                 self._require(self._context.set_input_shape(tensor.name, shape), f"{tensor.name} of shape {shape}")
 
     def _require(self, succeeded: bool, what: str) -> None:
@@ -193,8 +245,8 @@ class TensorRtEngine:
         for tensor in self._spec.inputs:
             if not lines and any(dim in self._spec.dynamic for dim in tensor.shape):
                 largest = tuple(self._engine.get_tensor_profile_shape(tensor.name, 0)[2])
-                if largest != self._shape(tensor):
-                    lines.append(f"{tensor.name} is at most {list(largest)}, expected {list(self._shape(tensor))}")
+                if largest != self.shape(tensor.name):
+                    lines.append(f"{tensor.name} is at most {list(largest)}, expected {list(self.shape(tensor.name))}")
         if lines:
             path = self._opener.manifest.engine_path(self.name)
             raise EngineError(
@@ -212,68 +264,26 @@ class TensorRtEngine:
             theirs[name] = (self._opener.flavour.dtype_name(engine.get_tensor_dtype(name)), shape)
         return theirs
 
-    def set_batch(self, dynamic: Mapping[str, int]) -> None:
-        """Choose the dynamic sizes of the runs that follow.
-
-        Args:
-            dynamic: a value from 1 to `max_batch` for every dynamic symbol of the network.
-        """
-        if dict(dynamic) != self._dynamic:
-            self._dynamic = dict(dynamic)
-            self._set_shapes()
-
-    def enqueue(self, stream: Stream) -> None:
-        """Queue one run on a stream, from and to `tensors`: no copy, no allocation, no waiting.
-
-        The first run of a shape may compile kernels; after one run of the same shape, this can be captured into a CUDA
-        graph. Runs of engines of one directory must not overlap: they share their scratch memory.
-
-        Raises:
-            EngineError: TensorRT refuses, or the engine was closed.
-        """
-        if self._context is None:
-            raise EngineError(f"the network {self.name} was closed")
+    def _queue(self, stream: Stream) -> None:
+        self._opener.device.make_current()
         if not self._context.execute_async_v3(stream.handle):
             raise EngineError(f"the network {self.name} failed in TensorRT:\n{self._opener.log.quote()}")
 
-    def is_capturable(self, stream: Stream) -> bool:
-        """Whether TensorRT says that a run on this stream can be captured into a CUDA graph."""
-        return self._opener.flavour.is_capturable(self._context, stream.handle)
+    def capture_problem(self, stream: Stream) -> str | None:
+        """See `Engine.capture_problem`."""
+        self._check_open()
+        if self._opener.flavour.is_capturable(self._context, stream.handle):
+            return None
+        return f"{self._opener.flavour.name} says that runs of {self.name} cannot be captured"
 
-    def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """See `Engine.run`."""
-        if self._context is None:
-            raise EngineError(f"the network {self.name} was closed")
-        dynamic = check_inputs(self._spec, self._sizes, self._compute_dtype, inputs)
-        stream = self._opener.stream
-        set_device(self._opener.gpu.index)  # the caller may be another thread than the one that opened
-        self.set_batch(dynamic)
-        sent = [self.tensors[tensor.name].upload(inputs[tensor.name], stream) for tensor in self._spec.inputs]
-        self.enqueue(stream)
-        outputs = {
-            tensor.name: self.tensors[tensor.name].download(self._shape(tensor), stream)
-            for tensor in self._spec.outputs
-        }
-        del sent  # not earlier: the copies read it until the stream was waited for
-        check_outputs_finite(self.name, self._compute_dtype, outputs)
-        return outputs
-
-    def max_batch(self, dimension: str) -> int:
-        """See `Engine.max_batch`."""
-        return largest_batch(self._spec, self._sizes, dimension)
-
-    def close(self) -> None:
-        """See `Engine.close`."""
-        if self._engine is None:
-            return
-        set_device(self._opener.gpu.index)
+    def _free(self) -> None:
+        with contextlib.suppress(DeviceError):  # whoever waits for a run is told that it failed
+            self._opener.device.make_current()
+            self.stream.synchronize()
         if self._cache is not None:
             self._cache.save()
         if self._context is not None:
-            self._opener.stream.synchronize()
             self._opener.scratch.detach(self._context)
-        for array in self.tensors.values():
-            array.free()
         self._context = self._cache = self._engine = None  # in this order: each refers to the next
 
 
@@ -308,7 +318,7 @@ def _deserialize(opener: TensorRtOpener, network: str) -> Any:
         refusal = opener.flavour.refusal(opener.runtime, plan)
         engine = None if refusal else opener.runtime.deserialize_cuda_engine(plan)
     if refusal:
-        raise EngineError(f"{path} cannot be used on the {opener.gpu.name}: {refusal}. {_rebuild(opener)}")
+        raise EngineError(f"{path} cannot be used on the {opener.device.gpu.name}: {refusal}. {_rebuild(opener)}")
     if engine is None:
         raise EngineError(
             f"{opener.flavour.name} {opener.flavour.version} cannot load {path}:\n{opener.log.quote()}\n"

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..contract import NetworkSpec, Sizes
+from ..device import Array
 from ..errors import EngineError, InputError
 
 _ADVICE = {
@@ -61,15 +62,14 @@ def check_inputs(
     return dynamic
 
 
-def largest_batch(spec: NetworkSpec, sizes: Sizes, dimension: str) -> int:
-    """Largest size of a dynamic dimension, see `Engine.max_batch`.
+def check_alive(arrays: Iterable[Array]) -> None:
+    """Check that what an engine reads and writes was not freed.
 
     Raises:
-        InputError: the network has no such dimension.
+        DeviceError: an array was freed.
     """
-    if dimension not in spec.dynamic:
-        raise InputError(f"{dimension!r} is no dynamic dimension of {spec.name}; it has {spec.dynamic}")
-    return sizes.limit(dimension)
+    for array in arrays:
+        _ = array.address
 
 
 def check_outputs_finite(network: str, compute_dtype: str, outputs: Mapping[str, NDArray[Any]]) -> None:

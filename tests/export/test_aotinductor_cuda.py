@@ -10,11 +10,11 @@ import onnxruntime
 import pytest
 import torch
 from aotinductor_packages import build_module, compile_once, manifest_for, small_sizes
-from torch import Tensor
 
 from dispose_rt.backends.aotinductor import AotInductorEngine, AotInductorOpener
 from dispose_rt.contract import NETWORKS, Sizes
-from dispose_rt.errors import DeviceError, InputError
+from dispose_rt.device import CpuDevice
+from dispose_rt.errors import DeviceError, InputError, OutOfMemoryError
 from export.aotinductor_build import package_target
 from export.onnx_export import export_onnx, sample_inputs
 from export.verify import TOLERANCES, dynamic_sizes, relative_error
@@ -42,16 +42,21 @@ def sizes(golden_checkpoint: Path) -> Sizes:
 
 
 @pytest.fixture(scope="session")
-def engines(golden_checkpoint: Path, kept_folder: Path, sizes: Sizes) -> Open:
-    """`engines(network, precision)` compiles a network (once) and opens it."""
+def openers(golden_checkpoint: Path, kept_folder: Path, sizes: Sizes) -> Callable[[str, str], AotInductorOpener]:
+    """`openers(network, precision)` compiles a network (once) and answers the opener of its directory."""
 
-    def open_(network: str, precision: str) -> AotInductorEngine:
+    def open_(network: str, precision: str) -> AotInductorOpener:
         compute_dtype = COMPUTE_DTYPES[precision]
         path = compile_once(kept_folder, golden_checkpoint, network, compute_dtype, "cuda")
-        manifest = manifest_for(path, network, sizes, compute_dtype, targets=(package_target(),))
-        return AotInductorOpener(manifest, "auto").open(network)
+        return AotInductorOpener(manifest_for(path, network, sizes, compute_dtype, targets=(package_target(),)), "auto")
 
     return open_
+
+
+@pytest.fixture(scope="session")
+def engines(openers: Callable[[str, str], AotInductorOpener]) -> Open:
+    """`engines(network, precision)` opens a network."""
+    return lambda network, precision: openers(network, precision).open(network)
 
 
 @pytest.fixture(scope="session")
@@ -69,8 +74,12 @@ def sessions(golden_checkpoint: Path, sizes: Sizes, tmp_path_factory: pytest.Tem
     return open_
 
 
-def to_gpu(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.cuda() for name, tensor in inputs.items()}
+def host_inputs(network: str, precision: str, sizes: Sizes, seed: int) -> dict[str, np.ndarray]:
+    """Inputs of the largest shapes; numpy has no bfloat16: such tensors are float32 outside."""
+    spec = NETWORKS[network]
+    dynamic = {symbol: sizes.limit(symbol) for symbol in spec.dynamic}
+    inputs = sample_inputs(spec, sizes, COMPUTE_DTYPES[precision], dynamic, seed)
+    return {name: (t.float() if t.dtype == torch.bfloat16 else t).numpy() for name, t in inputs.items()}
 
 
 @pytest.mark.parametrize(("network", "precision"), CASES)
@@ -86,42 +95,87 @@ def test_a_package_computes_what_onnx_runtime_does(
         expected = dict(zip(names, session.run(names, wide), strict=True))
         # numpy has no bfloat16: such tensors are float32 outside
         host = {name: (t.float() if t.dtype == torch.bfloat16 else t).numpy() for name, t in inputs.items()}
-        through_host = engine.run(host)
-        on_device = engine.run_tensors(to_gpu(inputs))
-        errors = {name: relative_error(through_host[name], expected[name]) for name in names}
+        outputs = engine.run(host)
+        errors = {name: relative_error(outputs[name], expected[name]) for name in names}
         print(f"{network} {precision} {dynamic or ''}: " + ", ".join(f"{error:.1e}" for error in errors.values()))
         assert max(errors.values()) <= TOLERANCES[precision][network]
-        for name in names:
-            assert on_device[name].is_cuda
-            straight = on_device[name].float().cpu().numpy()
-            assert relative_error(straight, expected[name]) <= TOLERANCES[precision][network]
 
 
-@pytest.mark.parametrize(
-    ("network", "precision"), [("point_encoder", "fp32"), ("vae_decoder", "fp16"), ("unet", "fp16")]
-)
-def test_a_cuda_graph_replays_a_package(network: str, precision: str, engines: Open, sizes: Sizes) -> None:
-    spec, engine = NETWORKS[network], engines(network, precision)
-    dynamic = {symbol: sizes.limit(symbol) for symbol in spec.dynamic}
-    first, second = (to_gpu(sample_inputs(spec, sizes, COMPUTE_DTYPES[precision], dynamic, seed)) for seed in (0, 1))
-    inputs = {name: tensor.clone() for name, tensor in first.items()}
-    warmed = torch.cuda.Stream()
-    warmed.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(warmed):
-        for _ in range(2):
-            engine.run_tensors(inputs)
-    torch.cuda.current_stream().wait_stream(warmed)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        outputs = engine.run_tensors(inputs)
-    for values in (second, first):
-        for name, tensor in inputs.items():
-            tensor.copy_(values[name])
-        graph.replay()
-        replayed = {name: tensor.float().cpu().numpy() for name, tensor in outputs.items()}
-        expected = {name: tensor.float().cpu().numpy() for name, tensor in engine.run_tensors(values).items()}
-        for name, array in replayed.items():
-            assert relative_error(array, expected[name]) <= (1e-5 if precision == "fp32" else 1e-3)
+GRAPH_CASES = [("point_encoder", "fp32"), ("point_encoder", "bf16"), ("vae_decoder", "fp16"), ("unet", "fp16")]
+
+
+@pytest.mark.parametrize(("network", "precision"), GRAPH_CASES)
+def test_a_graph_repeats_a_run(
+    network: str, precision: str, openers: Callable[[str, str], AotInductorOpener], sizes: Sizes
+) -> None:
+    opener = openers(network, precision)
+    engine, stream = opener.open(network), opener.stream
+    inputs = [host_inputs(network, precision, sizes, seed) for seed in (0, 1)]
+    expected = [engine.run(one) for one in inputs]
+    assert engine.capture_problem(stream) is None
+    graphs = [opener.capture(lambda: engine.enqueue(stream)) for _ in range(2)]  # each with memory of its own
+    engine.run(inputs[0])
+    for turn, graph in ((1, graphs[0]), (0, graphs[1]), (1, graphs[1]), (0, graphs[0])):
+        for name, values in inputs[turn].items():
+            engine.tensor(name).upload(values, stream)
+        graph.launch(stream)
+        for name, values in expected[turn].items():
+            assert relative_error(engine.read(name), values) <= (1e-5 if precision == "fp32" else 1e-3)
+    for graph in graphs:
+        graph.close()
+    engine.close()
+    opener.close()
+
+
+def test_a_closed_graph_gives_its_memory_back(openers: Callable[[str, str], AotInductorOpener], sizes: Sizes) -> None:
+    opener = openers("vae_decoder", "fp16")
+    engine = opener.open("vae_decoder")
+    engine.run(host_inputs("vae_decoder", "fp16", sizes, 0))
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_reserved()
+    graph = opener.capture(lambda: engine.enqueue(opener.stream))
+    assert torch.cuda.memory_reserved() > before
+    graph.launch(opener.stream)
+    opener.stream.synchronize()
+    graph.close()
+    torch.cuda.empty_cache()
+    assert torch.cuda.memory_reserved() <= before
+    engine.close()
+    opener.close()
+
+
+def test_a_capture_that_fails_leaves_the_stream_usable(
+    openers: Callable[[str, str], AotInductorOpener], sizes: Sizes
+) -> None:
+    opener = openers("point_encoder", "fp32")
+    engine, inputs = opener.open("point_encoder"), host_inputs("point_encoder", "fp32", sizes, 0)
+    expected = engine.run(inputs)
+
+    def wait_inside() -> None:
+        engine.enqueue(opener.stream)
+        torch.cuda.synchronize()
+
+    with pytest.raises(DeviceError):
+        opener.capture(wait_inside)
+    for name, values in engine.run(inputs).items():
+        assert relative_error(values, expected[name]) <= 1e-5
+    graph = opener.capture(lambda: engine.enqueue(opener.stream))
+    graph.launch(opener.stream)
+    for name, values in expected.items():
+        assert relative_error(engine.read(name), values) <= 1e-5
+    graph.close()
+
+
+def test_running_out_of_memory_is_a_typed_error(engines: Open, sizes: Sizes) -> None:
+    engine, inputs = engines("vae_decoder", "fp16"), host_inputs("vae_decoder", "fp16", sizes, 0)
+    torch.cuda.empty_cache()
+    torch.cuda.set_per_process_memory_fraction(1e-9)
+    try:
+        with pytest.raises(OutOfMemoryError, match="vae_decoder needs more memory than cuda:0 has left"):
+            engine.run(inputs)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    engine.run(inputs)
 
 
 def test_runs_of_several_lengths_follow_each_other(engines: Open, sizes: Sizes) -> None:
@@ -133,9 +187,10 @@ def test_runs_of_several_lengths_follow_each_other(engines: Open, sizes: Sizes) 
         assert relative_error(part, whole[:length]) <= 1e-5
 
 
-def test_tensors_of_the_host_are_refused(engines: Open) -> None:
-    with pytest.raises(InputError, match=r"on cpu, expected torch.float32 on cuda:0"):
-        engines("point_encoder", "fp32").run_tensors({"embeddings": torch.ones(3, 96)})
+def test_arrays_of_the_host_are_refused(engines: Open) -> None:
+    engine = engines("point_encoder", "fp32")
+    with pytest.raises(InputError, match=r"on cuda:0, got float32 .* on cpu"):
+        engine.bind("embeddings", CpuDevice().empty(engine.tensor("embeddings").shape, "float32"))
 
 
 def test_a_package_of_another_gpu_is_refused(
