@@ -82,6 +82,8 @@ class Animator:
         controls: Sequence[str] = CONTROLS,
         noise_aug_strength: float = 0.0,
         motion_bucket_id: int = 127,
+        decode_chunk: int | None = None,
+        conditions_memory: str = "auto",
         noise: NoiseSource | None = None,
         output: str | os.PathLike[str] | None = None,
         progress: bool | ProgressCallback = True,
@@ -105,6 +107,9 @@ class Animator:
             controls: guidance signals that are on, any of "motion" and "points".
             noise_aug_strength: standard deviation of noise added to the reference before the VAE, 0..1.
             motion_bucket_id: Stable Video Diffusion's amount-of-motion id, 0..1023.
+            decode_chunk: frames that the VAE decodes at once; None takes the engines' chunk, as the reference does, or
+                less where the device lacks the memory, with a PerformanceWarning: pixels depend a little on it.
+            conditions_memory: "device", "host", or "auto": where per-frame conditions wait; no result depends on it.
             noise: `(name, shape) -> float32 array` instead of the draws from `seed`; see `noise.NoiseSource`.
             output: mp4 to write as well, frame by frame while decoding goes on.
             progress: True for a line in the terminal, False for silence, or a callable (stage, done, total).
@@ -118,6 +123,7 @@ class Animator:
             InputError: the image, video or a setting cannot be used.
             NoPersonError: nobody is visible in the reference, or in the whole video.
             EngineError: an engine failed, or answered non-finite values.
+            DeviceError: the device failed, or (OutOfMemoryError) has too little memory.
             Cancelled: `cancel` was set.
         """
         settings = Settings(
@@ -130,6 +136,8 @@ class Animator:
             controls=controls,  # type: ignore[arg-type]  # checked and made a tuple there
             noise_aug_strength=noise_aug_strength,
             motion_bucket_id=motion_bucket_id,
+            decode_chunk=decode_chunk,
+            conditions_memory=conditions_memory,
         )
         with self._lock:
             image = media.read_image(ref)
@@ -140,13 +148,9 @@ class Animator:
                 manifest,
                 noise or seeded_noise(settings.seed),
                 Progress(progress, cancel),
-                observer or _ignore,
+                observer,
             )
             return one_run.animate(image, media.open_video(video), output)
-
-
-def _ignore(name: str, value: Any) -> None:
-    """Observe nothing."""
 
 
 class _OpenDirectories:

@@ -2,12 +2,13 @@
 
 DIFT features (arXiv:2306.03881) of the reference are read at its joints; joints that share a cell of the 1/16 grid
 form a group; the mean of each distinct group goes through the point encoder once, and is placed at its cells of every
-frame.
+frame. The features stay on the device: what comes to the host is 18 embeddings, and where the groups are.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,10 +16,12 @@ import numpy as np
 from . import kernels
 from .backends import Engine
 from .contract import POSE_LEVELS
+from .device import Stream
 from .errors import InputError
-from .types import F32, I32, JOINTS, Features, Track
+from .types import F32, I32, JOINTS, Features, PointTables, Track
 
 _CELL_PX = 16
+_SIZE_STEP_PX = 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,14 +37,14 @@ class PointGroups:
     cells: I32
 
 
-def joint_embeddings(dift_features: F32, track: Track, height: int, width: int) -> F32:
+def joint_embeddings(dift: Engine, track: Track, height: int, width: int) -> F32:
     """Read the reference's DIFT features at its joints.
 
     Height and width are swapped, as in the reference code that the point encoder was trained with: the map counts as
     enlarged to `width` rows and `height` columns, and is read at row int(y * width), column int(x * height), clamped.
 
     Args:
-        dift_features: float32 [1, channels, height/16, width/16].
+        dift: the "dift" engine, whose run on the reference was queued on its stream.
         track: frame 0 is the reference.
         height: of the image, in pixels.
         width: of the image, in pixels.
@@ -50,15 +53,24 @@ def joint_embeddings(dift_features: F32, track: Track, height: int, width: int) 
         float32 [18, channels]; zero for a joint that is missing in the reference.
 
     Raises:
-        InputError: the features have another shape or dtype, or a visible joint is not finite.
+        InputError: a visible joint is not finite.
+        EngineError: the engine answered values that are not finite.
     """
-    if dift_features.ndim != 4 or dift_features.shape[0] != 1:
-        raise InputError(f"the DIFT features are {list(dift_features.shape)}; expected [1, channels, rows, columns]")
     track.check_finite()
     visible = track.visible[0]
     positions = np.clip(track.joints[0, visible] * (height, width), 0, (height - 1, width - 1)).astype(np.int32)
-    embeddings = np.zeros((JOINTS, dift_features.shape[1]), np.float32)
-    embeddings[visible] = kernels.sample_points(dift_features[0], positions, width, height)
+    _, channels, rows, columns = dift.shape("features")
+    features = dift.tensor("features").reshape(channels, rows, columns)
+    embeddings = np.zeros((JOINTS, channels), np.float32)
+    with ExitStack() as arrays:
+        positions_px = dift.device.array(positions, dift.stream)
+        arrays.callback(positions_px.free)
+        samples = dift.device.empty((len(positions), channels), "float32")
+        arrays.callback(samples.free)
+        kernels.sample_points(features, positions_px, width, height, samples, dift.stream)
+        embeddings[visible] = samples.download(dift.stream)
+    if not np.isfinite(embeddings).all():
+        dift.check_finite()
     return embeddings
 
 
@@ -102,10 +114,8 @@ def _shared_cells(track: Track, frame: int, grid: tuple[int, int]) -> Iterator[t
         yield cell, tuple(joints)
 
 
-def point_features(
-    track: Track, embeddings: F32, point_encoder: Engine, height: int, width: int
-) -> tuple[Features, Features, Features, Features]:
-    """Encode every distinct group once, and place the results in the pyramid that the ControlNet reads.
+def encode_points(track: Track, embeddings: F32, point_encoder: Engine, height: int, width: int) -> PointTables:
+    """Encode every distinct group once.
 
     Args:
         track: the followed person; frame 0 is the reference.
@@ -115,16 +125,64 @@ def point_features(
         width: of the image, in pixels, a multiple of 64.
 
     Returns:
-        Four arrays [frames, channels of the level, ...] at 1/16, 1/32, 1/64 and 1/64 of the image, in the encoder's
-        compute dtype.
+        The groups' features on the encoder's device; a table of a clip without visible joints has one row. To be
+        closed by the caller.
 
     Raises:
         InputError: a visible joint is not finite, or the size is no multiple of 64.
+        EngineError: the encoder failed, or answered values that are not finite.
+        OutOfMemoryError: the device has no room.
     """
+    if height % _SIZE_STEP_PX or width % _SIZE_STEP_PX:
+        raise InputError(f"the image has {width} x {height} pixels; both sides must be divisible by {_SIZE_STEP_PX}")
     groups = group_points(track, embeddings, height, width)
-    # A clip without visible joints has no group, but only the encoder knows the channels and the dtype of its zeros.
+    # A table without rows has no address to read from; nothing names the row that stands in.
     rows = groups.embeddings if len(groups.embeddings) else np.zeros((1, embeddings.shape[1]), np.float32)
-    limit = point_encoder.max_batch("points")
-    answers = [point_encoder.run({"embeddings": rows[start : start + limit]}) for start in range(0, len(rows), limit)]
-    levels = [np.concatenate([answer[f"point_features_{level}"] for answer in answers]) for level in range(POSE_LEVELS)]
-    return kernels.scatter_point_features(levels, groups.cells)
+    limit, stream = point_encoder.max_batch("points"), point_encoder.stream
+    outputs = [point_encoder.tensor(f"point_features_{level}") for level in range(POSE_LEVELS)]
+    with ExitStack() as undo:
+        tables = []
+        for output in outputs:
+            tables.append(point_encoder.device.empty((len(rows), *output.shape[1:]), output.dtype))
+            undo.callback(tables[-1].free)
+        for start in range(0, len(rows), limit):
+            stop = min(start + limit, len(rows))
+            point_encoder.set_batch(points=stop - start)
+            point_encoder.tensor("embeddings").upload(rows[start:stop], stream)
+            point_encoder.enqueue(stream)
+            for table, output in zip(tables, outputs, strict=True):
+                table.rows(start, stop).copy_from(output.rows(0, stop - start), stream)
+            point_encoder.check_finite()
+        points = PointTables(groups.cells, tuple(tables))
+        undo.pop_all()
+    return points
+
+
+def scatter(
+    points: PointTables, start: int, stop: int, stream: Stream
+) -> tuple[Features, Features, Features, Features]:
+    """Place the groups' features of some frames in the pyramid that the ControlNet reads, for those who look at it.
+
+    Args:
+        points: of the clip.
+        start: first frame.
+        stop: behind the last frame.
+        stream: of the encoder's work; it is waited for.
+
+    Returns:
+        Four arrays [stop - start, channels of the level, ...] at 1/16, 1/32, 1/64 and 1/64 of the image, in the
+        encoder's compute dtype; float32 for bfloat16.
+    """
+    cells = points.cells[start:stop]
+    frames, rows, columns = cells.shape
+    with ExitStack() as arrays:
+        placed = stream.device.array(cells, stream)
+        arrays.callback(placed.free)
+        levels = []
+        for table, factor in zip(points.tables, kernels.POINT_LEVEL_FACTORS, strict=True):
+            shape = (frames, table.shape[1], rows // factor, columns // factor)
+            levels.append(stream.device.empty(shape, table.dtype))
+            arrays.callback(levels[-1].free)
+        kernels.scatter_point_features(placed, points.tables, levels, stream)
+        finest, half, quarter, last = (level.download(stream) for level in levels)
+    return finest, half, quarter, last

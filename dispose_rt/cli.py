@@ -20,7 +20,7 @@ from .contract import NETWORKS, Sizes, TensorSpec
 from .errors import DisposeError, InputError
 from .integrity import check_files
 from .manifest import Manifest, NetworkRecord, read_manifests
-from .settings import CONTROLS, Settings
+from .settings import CONTROLS, PLACES, Settings
 
 OK, FAILED, MISUSED, INTERRUPTED = 0, 1, 2, 130
 """Exit codes: done; an error with a message of ours; unknown or malformed arguments; Ctrl-C."""
@@ -192,6 +192,13 @@ def _add_animate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         default=default.motion_bucket_id,
         metavar="N",
         help="amount of motion that the video model is told (default: %(default)s)",
+    )
+    add("--decode-chunk", type=int, metavar="N", help="frames that the VAE decodes at once (default: as built)")
+    add(
+        "--conditions-memory",
+        default=default.conditions_memory,
+        choices=PLACES,
+        help="where the conditions of a clip's frames wait; no result depends on it (default: %(default)s)",
     )
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
     add("--quiet", action="store_true", help="print nothing but warnings and errors")

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from . import kernels
 from .backends import Engine
 from .contract import CLIP_SIZE_PX
-from .types import F32, F64, U8, Features, Motion
+from .device import Array, Device, Stream
+from .errors import InputError
+from .types import F32, F64, U8
 
 CLIP_MEAN = np.array([0.48145466, 0.4578275, 0.40821073])
 CLIP_STD = np.array([0.26862954, 0.26130258, 0.27577711])
@@ -87,58 +91,131 @@ def added_time_ids(motion_bucket_id: int, noise_aug_strength: float) -> F32:
     return np.array([[FPS_ID, motion_bucket_id, noise_aug_strength]], np.float32)
 
 
-def encode_poses(pose_images: Iterable[U8], frames: int, pose_net: Engine) -> Features:
-    """Run PoseNet over drawn poses.
+class FrameFields(Protocol):
+    """Motion fields that are computed where and when they are read."""
+
+    def fill(self, start: int, stop: int, trajectory: Array, dense: Array, stream: Stream) -> None:
+        """Queue the fields of frames start..stop - 1, each into float32 [stop - start, 2, height, width]."""
+
+
+Write = Callable[[int, Array], None]
+"""`write(start, rows)` queues, on the engine's stream, a copy of what frames start, start + 1, ... have."""
+
+
+def encode_poses(pose_images: Iterable[U8], frames: int, pose_net: Engine, write: Write) -> None:
+    """Run PoseNet over drawn poses, as many at a time as it takes.
+
+    The host prepares a batch while the device works on the one before.
 
     Args:
         pose_images: `frames` arrays uint8 [3, height, width].
         frames: how many there are.
         pose_net: the "pose_net" engine.
+        write: gets [n, c0, height/8, width/8] in the engine's compute dtype.
 
-    Returns:
-        [frames, c0, height/8, width/8] in the engine's compute dtype.
+    Raises:
+        InputError: an image has another shape or dtype, or there are fewer.
+        EngineError: the engine failed.
+        OutOfMemoryError: the host or the device has no room.
     """
-    source = iter(pose_images)
+    stream, inputs, limit = pose_net.stream, pose_net.tensor("pose_images"), pose_net.max_batch("frames")
+    source = _checked(pose_images, frames, inputs.shape[1:])
+    starts = range(0, frames, limit)
+    largest = (min(limit, frames), *inputs.shape[1:])
+    with ExitStack() as held:
+        levels = pose_net.device.empty(largest, "uint8")
+        held.callback(levels.free)
+        # Two of them, so that one is filled while the other is copied.
+        staging = [held.enter_context(_Staging(pose_net.device, largest)) for _ in starts[:2]]
+        for number, start in enumerate(starts):
+            count = min(limit, frames - start)
+            batch = levels.rows(0, count)
+            staging[number % 2].fill(source, count)
+            staging[number % 2].copy_to(batch, stream)
+            kernels.normalize_frames(batch, inputs.rows(0, count), stream)
+            _encode(pose_net, "pose_latents", start, count, write)
 
-    def batch(start: int, stop: int) -> dict[str, F32]:
-        images = np.stack([next(source) for _ in range(start, stop)])
-        return {"pose_images": images.astype(np.float32) / np.float32(127.5) - np.float32(1)}
 
-    return run_in_batches(pose_net, frames, batch, "pose_latents")
+def _checked(pictures: Iterable[U8], count: int, shape: tuple[int, ...]) -> Iterator[U8]:
+    """So many pictures, one by one, each of the shape."""
+    source = iter(pictures)
+    for number in range(count):
+        picture = next(source, None)
+        if picture is None:
+            raise InputError(f"there are {number} pose images for {count} frames; pass one for every frame")
+        if picture.dtype != np.uint8 or picture.shape != shape:
+            got = f"{picture.dtype} {list(picture.shape)}"
+            raise InputError(f"pose image {number} is {got}; expected uint8 {list(shape)}")
+        yield picture
 
 
-def encode_motion(motion: Motion, motion_encoder: Engine) -> Features:
-    """Run the motion encoder over the flows; frame 0, the reference, has none.
+def encode_motion(fields: FrameFields, frames: int, motion_encoder: Engine, write: Write) -> None:
+    """Run the motion encoder over the motion fields, as many frames at a time as it takes, without waiting.
 
-    Returns:
-        [frames, c0, height/8, width/8] in the engine's compute dtype.
+    Args:
+        fields: of the clip; frame 0, the reference, has none.
+        frames: length of the clip, the reference included.
+        motion_encoder: the "motion_encoder" engine.
+        write: gets [n, c0, height/8, width/8] in the engine's compute dtype.
+
+    Raises:
+        EngineError: an engine failed.
     """
-    frames = len(motion.dense_flow) + 1
-
-    def batch(start: int, stop: int) -> dict[str, F32]:
-        return {
-            "dense_flow": _with_reference_slot(motion.dense_flow, start, stop),
-            "trajectory_flow": _with_reference_slot(motion.trajectory_flow, start, stop),
-        }
-
-    return run_in_batches(motion_encoder, frames, batch, "motion_features")
+    trajectory, dense = motion_encoder.tensor("trajectory_flow"), motion_encoder.tensor("dense_flow")
+    limit = motion_encoder.max_batch("frames")
+    for start in range(0, frames, limit):
+        count = min(limit, frames - start)
+        fields.fill(start, start + count, trajectory.rows(0, count), dense.rows(0, count), motion_encoder.stream)
+        _encode(motion_encoder, "motion_features", start, count, write)
 
 
-def _with_reference_slot(flow: F32, start: int, stop: int) -> F32:
-    """Rows start..stop of the flow with a zero row in front."""
-    rows = flow[max(start - 1, 0) : stop - 1]
-    if start:
-        return np.ascontiguousarray(rows)
-    return np.concatenate([np.zeros((1, *flow.shape[1:]), np.float32), rows])
+def _encode(engine: Engine, output: str, start: int, count: int, write: Write) -> None:
+    """Queue a run over a batch whose inputs are in place, and hand its rows on."""
+    engine.set_batch(frames=count)
+    engine.enqueue(engine.stream)
+    write(start, engine.tensor(output).rows(0, count))
 
 
-def run_in_batches(
-    engine: Engine,
-    count: int,
-    batch: Callable[[int, int], Mapping[str, NDArray[Any]]],
-    output: str,
-) -> Features:
-    """Run a per-frame network over `count` frames, as many at a time as it takes, and join one output."""
-    limit = engine.max_batch("frames")
-    parts = [engine.run(batch(start, min(start + limit, count)))[output] for start in range(0, count, limit)]
-    return np.concatenate(parts)
+class _Staging:
+    """Host memory from which pictures are copied without making the host wait.
+
+    Args:
+        device: to which they are copied.
+        shape: of the largest batch of pictures.
+    """
+
+    def __init__(self, device: Device, shape: tuple[int, ...]) -> None:
+        self._copied = device.event()
+        try:
+            self._pictures = device.pinned(shape, "uint8")
+        except BaseException:
+            self._copied.close()
+            raise
+        self._in_use = False
+
+    def fill(self, source: Iterator[U8], count: int) -> None:
+        """Take the next `count` pictures, once the ones before were copied."""
+        self._wait()
+        for row in range(count):
+            self._pictures.bits[row] = next(source)
+
+    def copy_to(self, batch: Array, stream: Stream) -> None:
+        """Queue a copy of as many pictures as the batch has."""
+        batch.copy_from(self._pictures.rows(0, batch.shape[0]), stream)
+        self._copied.record(stream)
+        self._in_use = True
+
+    def _wait(self) -> None:
+        if self._in_use:
+            self._copied.synchronize()
+            self._in_use = False
+
+    def __enter__(self) -> _Staging:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        try:
+            self._wait()
+        finally:
+            self._pictures.free()
+            self._copied.close()

@@ -1,24 +1,35 @@
-"""The sampling loop: per sigma and tile ControlNet, UNet, accumulate; then one guided Euler step on all frames."""
+"""The sampling loop: per sigma and tile ControlNet, UNet, accumulate; then one guided Euler step on all frames.
+
+On a GPU a step is one graph: captured after the first step, launched for all others. Nothing in it waits, allocates or
+copies from or to the host. The host looks at a step's result while the next one runs.
+"""
 
 from __future__ import annotations
 
+import warnings
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
 import numpy as np
-from numpy.typing import NDArray
 
-from . import kernels
-from .backends import Engine
-from .contract import NETWORKS, Sizes
+from .backends import Engine, Opener
+from .contract import Sizes
+from .denoising_step import ClipInputs, DenoisingStep, sum_weights
+from .device import Array, Graph, Stream
+from .errors import DeviceError, EngineError, PerformanceWarning
 from .noise import NoiseSource, draw_checked
 from .scheduler import Schedule
 from .tiles import Tile
 from .timing import Progress
-from .types import F32, Conditions
+from .types import F32
 
-Tensors = dict[str, NDArray[Any]]
+TILES_PER_GRAPH = 16
+"""A graph of a whole step holds that many tiles at most; beyond that the two networks alone are one graph."""
+
+_UNITS_AHEAD = 2
+"""What may be queued ahead of the host: the device never idles, and a cancelled run ends soon."""
 
 
 def initial_latents(noise: NoiseSource, schedule: Schedule, frames: int, sizes: Sizes) -> F32:
@@ -49,87 +60,204 @@ class StepTrace:
     latents: F32
 
 
+@dataclass(frozen=True)
+class _Unit:
+    """Work that is queued as a whole, and how many tiles are done with it."""
+
+    queue: Callable[[], None]
+    tiles: int
+
+
 class Denoiser:
     """The sampling loop over one pair of engines.
 
     Args:
         controlnet: the "controlnet" engine, or None to run the UNet alone (plain MimicMotion).
         unet: the "unet" engine.
-        sizes: the engine directory's sizes.
-        residual_dtype: dtype of the ControlNet's residuals.
+        opener: what the engines share: their stream, and how their runs are captured.
     """
 
-    def __init__(self, controlnet: Engine | None, unet: Engine, sizes: Sizes, residual_dtype: str) -> None:
+    def __init__(self, controlnet: Engine | None, unet: Engine, opener: Opener) -> None:
         self._controlnet = controlnet
         self._unet = unet
-        self._no_residuals = {} if controlnet else _zero_residuals(sizes, residual_dtype)
+        self._engines = [unet] if controlnet is None else [controlnet, unet]
+        self._opener = opener
+        self._stream = opener.stream
 
     def run(
         self,
         latents: F32,
-        conditions: Conditions,
+        inputs: ClipInputs,
         schedule: Schedule,
         tiles: Sequence[Tile],
         guidance_scale: float,
         progress: Progress,
-        observe: Callable[[str, StepTrace], None],
-    ) -> F32:
+        observe: Callable[[str, StepTrace], None] | None = None,
+    ) -> Array:
         """Denoise a clip.
 
         Args:
             latents: float32 [frames, 4, height/8, width/8], the start; not modified.
-            conditions: of all frames.
+            inputs: conditions of all frames.
             schedule: sigmas and timesteps.
             tiles: cover every frame.
             guidance_scale: g of u + g (c - u).
-            progress: gets a tick per tile.
-            observe: gets ("denoise_step", StepTrace) after every step.
+            progress: gets a tick per tile, or per step where a step is one graph.
+            observe: gets ("denoise_step", StepTrace) after every step, which makes the device wait for the host.
 
         Returns:
-            float32 [frames, 4, height/8, width/8].
+            float32 [frames, 4, height/8, width/8] on the device; the caller frees it.
 
         Raises:
-            EngineError: a network failed, or answered non-finite values: every backend checks what it answers.
+            EngineError: a network failed, or answered non-finite values.
+            OutOfMemoryError: the device has no room.
             Cancelled: the caller asked to stop.
         """
-        scaled = latents / schedule.input_divisor(0)
-        total = schedule.steps * len(tiles)
-        for step in range(schedule.steps):
-            sums = np.zeros((2, *latents.shape), np.float32)
-            weights = np.zeros(len(latents), np.float32)
-            for number, tile in enumerate(tiles):
-                prediction = self._predict(scaled, conditions, schedule.timesteps[step : step + 1], tile)
-                kernels.accumulate_tile(sums, weights, prediction, tile.frames, tile.weights)
-                progress.step("denoise", step * len(tiles) + number + 1, total)
-            latents = kernels.guided_euler_step(
-                latents, sums, weights, guidance_scale, schedule.sigmas[step], schedule.sigmas[step + 1], scaled
+        step = DenoisingStep(self._controlnet, self._unet, inputs, tiles, self._stream)
+        queue = _Queue(step, self._engines, progress, schedule.steps * len(tiles), self._stream)
+        graph: Graph | None = None
+        try:
+            step.start(latents, schedule, guidance_scale)
+            units = _queue_calls(step, step.predict)
+            for number in range(schedule.steps):
+                for unit in units:
+                    queue.add(unit)
+                if number == 0 and schedule.steps > 1:  # by now the engines have compiled, tuned and allocated
+                    queue.drain()
+                    graph = self._capture(step)
+                    units = self._graph_units(step, graph) if graph is not None else units
+                if observe is not None:
+                    queue.drain()
+                    observe("denoise_step", _trace(number, step, tiles))
+            queue.drain()
+            return step.take_latents()
+        finally:
+            self._stream.synchronize()
+            if graph is not None:
+                graph.close()
+            queue.close()
+            step.close()
+
+    def _capture(self, step: DenoisingStep) -> Graph | None:
+        """Capture a step, or the networks of a tile; None where the backend cannot, which is said once."""
+        opener = self._opener
+        if opener.uncapturable is None:
+            problems = (engine.capture_problem(self._stream) for engine in self._engines)
+            opener.uncapturable = next((problem for problem in problems if problem is not None), None)
+            if opener.uncapturable is None:
+                try:
+                    return opener.capture(_capturable_part(step))
+                except (DeviceError, EngineError) as error:
+                    opener.uncapturable = str(error)
+            warnings.warn(
+                f"denoising steps are not captured into a CUDA graph: {opener.uncapturable}. Every kernel is launched "
+                "by itself instead, with the same results; small sizes run slower.",
+                PerformanceWarning,
+                stacklevel=2,
             )
-            observe("denoise_step", StepTrace(step, sums, weights, latents))
-        return latents
+        return None
 
-    def _predict(self, scaled: F32, conditions: Conditions, timestep: F32, tile: Tile) -> F32:
-        """Noise prediction of one tile, [2, tile, 4, h, w]: unconditional, conditional."""
-        common: Tensors = {
-            "latents": scaled[tile.frames],
-            "image_latents": conditions.image_latents,
-            "timestep": timestep,
-            "image_embeds": conditions.image_embeds,
-            "added_time_ids": conditions.added_time_ids,
-        }
-        residuals = self._no_residuals
-        if self._controlnet is not None:
-            points = {
-                f"point_features_{level}": features[tile.frames]
-                for level, features in enumerate(conditions.point_features)
-            }
-            motion = {"motion_features": conditions.motion_features[tile.frames]}
-            residuals = self._controlnet.run(common | motion | points)
-        pose = {"pose_latents": conditions.pose_latents[tile.frames]}
-        prediction: F32 = self._unet.run(common | pose | residuals)["noise_pred"]
-        return prediction
+    def _graph_units(self, step: DenoisingStep, graph: Graph) -> list[_Unit]:
+        """A step as one graph, or one unit per tile with its networks as a graph."""
+        if _fits_one_graph(step):
+            return [_Unit(lambda: graph.launch(self._stream), step.tiles)]
+        return _queue_calls(step, lambda: graph.launch(self._stream))
 
 
-def _zero_residuals(sizes: Sizes, dtype: str) -> Tensors:
-    """What an absent ControlNet adds."""
-    specs = NETWORKS["controlnet"].outputs
-    return {spec.name: np.zeros([int(dim) for dim in sizes.resolve(spec.shape)], dtype) for spec in specs}
+def _fits_one_graph(step: DenoisingStep) -> bool:
+    return step.capturable and step.tiles <= TILES_PER_GRAPH
+
+
+def _capturable_part(step: DenoisingStep) -> Callable[[], None]:
+    if not _fits_one_graph(step):
+        return step.predict
+
+    def queue_step() -> None:
+        for unit in _queue_calls(step, step.predict):
+            unit.queue()
+
+    return queue_step
+
+
+def _queue_calls(step: DenoisingStep, predict: Callable[[], None]) -> list[_Unit]:
+    """A step as one unit per tile, whose networks `predict` queues."""
+
+    def queue_tile(tile: int) -> None:
+        if tile == 0:
+            step.begin()
+        step.gather(tile)
+        predict()
+        step.accumulate(tile)
+        if tile == step.tiles - 1:
+            step.finish()
+
+    return [_Unit(partial(queue_tile, tile), 1) for tile in range(step.tiles)]
+
+
+def _trace(number: int, step: DenoisingStep, tiles: Sequence[Tile]) -> StepTrace:
+    sums, latents = step.download()
+    return StepTrace(number, sums, sum_weights(tiles, len(latents)), latents)
+
+
+class _Queue:
+    """Keeps the device busy with a little work ahead, and tells how far it has come."""
+
+    def __init__(
+        self, step: DenoisingStep, engines: Sequence[Engine], progress: Progress, total: int, stream: Stream
+    ) -> None:
+        device = stream.device
+        self._step = step
+        self._engines = engines
+        self._progress = progress
+        self._total = total
+        self._stream = stream
+        self._done = 0
+        self._flags = device.pinned((_UNITS_AHEAD, 1), "int32")
+        self._marks = [device.event() for _ in range(_UNITS_AHEAD)]
+        self._free = list(range(_UNITS_AHEAD))
+        self._queued: deque[tuple[int, int]] = deque()
+
+    def add(self, unit: _Unit) -> None:
+        """Queue a unit, after waiting for the one before the last.
+
+        Raises:
+            EngineError: a network failed, or answered non-finite values.
+            Cancelled: the caller asked to stop.
+        """
+        if not self._free:
+            self._finish_oldest()
+        mark = self._free.pop()
+        unit.queue()
+        flag = self._flags.rows(mark, mark + 1)
+        flag.copy_from(self._step.nonfinite.reshape(1, 1), self._stream)
+        self._marks[mark].record(self._stream)
+        self._queued.append((mark, unit.tiles))
+
+    def drain(self) -> None:
+        """Wait for everything, see `add`."""
+        while self._queued:
+            self._finish_oldest()
+
+    def _finish_oldest(self) -> None:
+        mark, tiles = self._queued.popleft()
+        self._marks[mark].synchronize()
+        self._free.append(mark)
+        if self._flags.bits[mark, 0]:
+            self._explain_nonfinite()
+        self._done += tiles
+        self._progress.step("denoise", self._done, self._total)
+
+    def _explain_nonfinite(self) -> None:
+        self._stream.synchronize()
+        for engine in self._engines:
+            engine.check_finite()  # names the network and its tensors
+        raise EngineError(
+            "the networks controlnet and unet answered non-finite values: their precision is too small for these "
+            "weights. Build the engines with --precision bf16 or fp32."
+        )
+
+    def close(self) -> None:
+        """Free events and memory, after the work that uses them."""
+        for mark in self._marks:
+            mark.close()
+        self._flags.free()

@@ -10,6 +10,9 @@ from .errors import InputError
 CONTROLS = ("motion", "points")
 """Motion fields (sparse and dense) and keypoint correspondence, the two guidance signals of the DisPose paper."""
 
+PLACES = ("auto", "device", "host")
+"""Where the per-frame conditions of a clip may wait for the denoiser."""
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -26,6 +29,10 @@ class Settings:
             out and the result is plain MimicMotion.
         noise_aug_strength: standard deviation of noise added to the reference before the VAE, 0..1.
         motion_bucket_id: Stable Video Diffusion's amount-of-motion id, 0..1023.
+        decode_chunk: frames that the VAE decodes at once, 1 to the engines' chunk; pixels depend a little on it. None
+            takes the engines' chunk, which is what the reference does, or less where the device lacks the memory.
+        conditions_memory: where the per-frame conditions wait: "device", "host" (streamed tile by tile), or "auto", on
+            the device if they fit. The result is the same.
     """
 
     steps: int = 25
@@ -37,6 +44,8 @@ class Settings:
     controls: tuple[str, ...] = CONTROLS
     noise_aug_strength: float = 0.0
     motion_bucket_id: int = 127
+    decode_chunk: int | None = None
+    conditions_memory: str = "auto"
 
     def __post_init__(self) -> None:
         if isinstance(self.controls, str):
@@ -57,10 +66,11 @@ class Settings:
         problems = []
         for field in fields(self):
             value = getattr(self, field.name)
-            if field.type == "int" and (isinstance(value, bool) or not isinstance(value, int)):
-                problems.append(f"{field.name} is {value!r}; it must be an integer")
-            is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
             optional = "None" in str(field.type) and value is None
+            is_integer = isinstance(value, int) and not isinstance(value, bool)
+            if str(field.type).startswith("int") and not optional and not is_integer:
+                problems.append(f"{field.name} is {value!r}; it must be an integer")
+            is_number = is_integer or isinstance(value, float)
             if "float" in str(field.type) and not optional and not (is_number and math.isfinite(value)):
                 problems.append(f"{field.name} is {value!r}; it must be a finite number")
         return problems
@@ -80,6 +90,10 @@ class Settings:
             value = getattr(self, name)
             if not low <= value <= high:
                 problems.append(f"{name} is {value}; it must lie in {low}..{high}")
+        if self.decode_chunk is not None and not 1 <= self.decode_chunk <= 1000:
+            problems.append(f"decode_chunk is {self.decode_chunk}; it must lie in 1..1000, or be None")
+        if self.conditions_memory not in PLACES:
+            problems.append(f"conditions_memory is {self.conditions_memory!r}; choose from {list(PLACES)}")
         if self.fps is not None and not 0 < self.fps <= 1000:
             problems.append(f"fps is {self.fps}; it must be above 0 and at most 1000")
         return problems

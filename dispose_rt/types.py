@@ -8,6 +8,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from .device import Array
 from .errors import InputError
 
 F32: TypeAlias = NDArray[np.float32]
@@ -81,6 +82,26 @@ class Motion:
     dense_flow: F32  # [frames - 1, 2, height, width]; row i moves frame 0 to frame i + 1, propagated by CMP
 
 
+@dataclass(frozen=True, eq=False)
+class PointTables:
+    """Keypoint correspondence of a clip: a feature vector per group of joints, and where each group sits."""
+
+    cells: I32  # [frames, height/16, width/16] on the host, the group in a cell or -1
+    tables: tuple[Array, ...]  # four levels on the device, [groups, c_i]
+
+    def __post_init__(self) -> None:
+        """Raise an InputError if a cell names a group that does not exist: kernels do not look."""
+        groups = self.tables[0].shape[0]
+        if self.cells.size and not (self.cells.min() >= -1 and self.cells.max() < groups):
+            held = f"{self.cells.min()}..{self.cells.max()}"
+            raise InputError(f"cells holds {held}; expected -1 or one of {groups} groups")
+
+    def close(self) -> None:
+        """Free the tables, after the work on them. Calling it twice is fine."""
+        for table in self.tables:
+            table.free()
+
+
 @dataclass(frozen=True)
 class Conditions:
     """Everything the denoising loop reads that does not depend on the timestep."""
@@ -89,5 +110,5 @@ class Conditions:
     image_latents: F32  # [1, 4, height/8, width/8]
     added_time_ids: F32  # [1, 3] = fps - 1, motion bucket, noise augmentation strength
     pose_latents: Features  # [frames, c0, height/8, width/8]
-    motion_features: Features  # [frames, c0, height/8, width/8]
-    point_features: tuple[Features, ...]  # four levels, [frames, c_i, ...] at 1/16, 1/32, 1/64, 1/64
+    motion_features: Features | None  # [frames, c0, height/8, width/8]; None where motion fields are off
+    point_features: tuple[Features, ...] | None  # four levels, [frames, c_i, ...] at 1/16, 1/32, 1/64, 1/64

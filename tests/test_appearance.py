@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import kernel_references as references
 import numpy as np
 import pytest
+from fake_engine import FakeEngine
 from golden_data import load_golden
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scarce_memory import fail_at_every_allocation
 
-from dispose_rt.appearance import group_points, joint_embeddings, point_features
-from dispose_rt.errors import InputError
-from dispose_rt.types import Track
+from dispose_rt.appearance import encode_points, group_points, joint_embeddings, scatter
+from dispose_rt.contract import Sizes
+from dispose_rt.device import CpuDevice, round_to_bfloat16, widen_bfloat16
+from dispose_rt.errors import EngineError, InputError
+from dispose_rt.types import PointTables, Track
 
 CASES = ("p192x128", "s64", "l128x192", "dense")
 E2E_CASES = ("one_tile_64", "tiles_128x192", "guidance_one_64")
@@ -26,38 +29,65 @@ LEVEL_TOLERANCE = (
 )
 
 
-@dataclass
-class FakePointEncoder:
-    """Two-layer perceptrons in numpy: (weights, biases) of both layers, per level."""
+Layers = list[tuple[np.ndarray, ...]]
+"""Two-layer perceptrons: weights and biases of both layers, per level."""
 
-    layers: list[tuple[np.ndarray, ...]]
-    limit: int = 256
-    name: str = "point_encoder"
-    batches: list[int] = field(default_factory=list)
 
-    def run(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
-        rows = inputs["embeddings"]
-        assert rows.flags.c_contiguous
-        assert rows.dtype == np.float32
-        assert 1 <= len(rows) <= self.limit
-        self.batches.append(len(rows))
-        answers = {}
-        for level, (first, first_bias, second, second_bias) in enumerate(self.layers):
-            hidden = rows @ first.T + first_bias
-            hidden = hidden / (1 + np.exp(-hidden))
-            answers[f"point_features_{level}"] = hidden @ second.T + second_bias
-        return answers
+def encode(layers: Layers, rows: np.ndarray) -> list[np.ndarray]:
+    answers = []
+    for first, first_bias, second, second_bias in layers:
+        hidden = rows @ first.T + first_bias
+        hidden = hidden / (1 + np.exp(-hidden))
+        answers.append(hidden @ second.T + second_bias)
+    return answers
 
-    def max_batch(self, dimension: str) -> int:
-        assert dimension == "points"
-        return self.limit
 
-    def close(self) -> None:
-        pass
+def point_encoder(layers: Layers, limit: int = 256, compute_dtype: str = "float32") -> FakeEngine:
+    """On a device of its own."""
+
+    def compute(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return {f"point_features_{i}": answer for i, answer in enumerate(encode(layers, inputs["embeddings"]))}
+
+    channels = tuple(len(level[3]) for level in layers)
+    sizes = Sizes(64, 64, channels=channels, dift=layers[0][0].shape[1], points=limit)
+    return FakeEngine("point_encoder", sizes, compute, compute_dtype)
+
+
+def random_layers(rng: np.random.Generator) -> Layers:
+    shapes = [((5, 6), (5,), (channels, 5), (channels,)) for channels in (2, 3, 4, 4)]
+    return [tuple(rng.standard_normal(shape, np.float32) for shape in four) for four in shapes]
+
+
+def dift_engine(features: np.ndarray, height: int, width: int) -> FakeEngine:
+    """Has answered the features."""
+    sizes = Sizes(width, height, dift=features.shape[1])
+    engine = FakeEngine("dift", sizes, lambda inputs: {"features": features})
+    engine.enqueue(engine.stream)
+    return engine
+
+
+def read_joints(features: np.ndarray, track: Track, height: int, width: int) -> np.ndarray:
+    """`joint_embeddings`; checks that all that is allocated is freed."""
+    engine = dift_engine(features, height, width)
+    used_bytes = engine.device.pool.used_bytes
+    embeddings = joint_embeddings(engine, track, height, width)
+    assert engine.device.pool.used_bytes == used_bytes
+    return embeddings
+
+
+def point_features(
+    track: Track, embeddings: np.ndarray, encoder: FakeEngine, height: int, width: int
+) -> tuple[np.ndarray, ...]:
+    """All frames' features on the host; checks that all that is allocated is freed."""
+    with closing(encode_points(track, embeddings, encoder, height, width)) as points:
+        levels = scatter(points, 0, len(track.joints), encoder.stream)
+    encoder.close()
+    assert encoder.device.pool.used_bytes == 0
+    return levels
 
 
 @pytest.fixture(scope="module")
-def golden_layers(golden_checkpoint: Path) -> list[tuple[np.ndarray, ...]]:
+def golden_layers(golden_checkpoint: Path) -> Layers:
     torch = pytest.importorskip("torch")
     state = torch.load(golden_checkpoint / "DisPose.pth", weights_only=True)
     names = ("0.weight", "0.bias", "2.weight", "2.bias")
@@ -74,7 +104,7 @@ def golden_case(case: str) -> tuple[dict[str, np.ndarray], Track, int, int]:
 @pytest.mark.parametrize("case", CASES)
 def test_joint_embeddings_are_the_reference_s(case: str) -> None:
     arrays, track, height, width = golden_case(case)
-    embeddings = joint_embeddings(arrays["dift"], track, height, width)
+    embeddings = read_joints(arrays["dift"], track, height, width)
     np.testing.assert_allclose(embeddings, arrays["ref_point_emb"][0], rtol=0, atol=EMBEDDING_TOLERANCE)
     np.testing.assert_array_equal(embeddings.any(axis=1), track.visible[0])
 
@@ -84,7 +114,7 @@ def test_joint_embeddings_of_the_end_to_end_cases(case: str) -> None:
     arrays = load_golden("e2e")
     track = Track(arrays[f"{case}.aligned_candidate"][:, :18], arrays[f"{case}.aligned_subset"][:, 0] >= 0)
     height, width = arrays[f"{case}.ref_crop"].shape[:2]
-    embeddings = joint_embeddings(arrays[f"{case}.dift_feature"], track, height, width)
+    embeddings = read_joints(arrays[f"{case}.dift_feature"], track, height, width)
     np.testing.assert_allclose(embeddings, arrays[f"{case}.ref_point_emb"][0], rtol=0, atol=EMBEDDING_TOLERANCE)
 
 
@@ -99,9 +129,9 @@ def test_height_and_width_are_swapped_on_purpose() -> None:
 
 @pytest.mark.parametrize("limit", [1, 7, 256])
 @pytest.mark.parametrize("case", CASES)
-def test_point_features_are_the_reference_s(case: str, limit: int, golden_layers: list[tuple[np.ndarray, ...]]) -> None:
+def test_point_features_are_the_reference_s(case: str, limit: int, golden_layers: Layers) -> None:
     arrays, track, height, width = golden_case(case)
-    encoder = FakePointEncoder(golden_layers, limit)
+    encoder = point_encoder(golden_layers, limit)
     levels = point_features(track, arrays["ref_point_emb"][0], encoder, height, width)
     for index, level in enumerate(levels):
         expected = arrays[f"level{index}"][0]
@@ -164,8 +194,8 @@ def test_point_features_equal_a_loop_over_frames_and_joints(
     track = Track(rng.uniform(-0.2, 1.2, (frames, 18, 2)), rng.random((frames, 18)) < 0.6)
     track.joints[:, 4] = track.joints[:, 11]
     embeddings = rng.standard_normal((18, 6), np.float32)
-    shapes = [((5, 6), (5,), (channels, 5), (channels,)) for channels in (2, 3, 4, 4)]
-    encoder = FakePointEncoder([tuple(rng.standard_normal(s, np.float32) for s in four) for four in shapes], limit)
+    layers = random_layers(rng)
+    encoder = point_encoder(layers, limit)
 
     grid = (frames, 4 * rows, 4 * columns)
     totals, counts = np.zeros((*grid, 6), np.float32), np.zeros(grid, int)
@@ -176,40 +206,121 @@ def test_point_features_equal_a_loop_over_frames_and_joints(
             totals[cell] += embeddings[joint]
             counts[cell] += 1
     means = (totals / np.maximum(counts, 1)[..., None]).reshape(-1, 6).astype(np.float32)
-    whole = FakePointEncoder(encoder.layers, limit=len(means)).run({"embeddings": means})
     index = np.where(counts, np.arange(counts.size).reshape(grid), -1)
-    expected = references.scatter_point_features([whole[f"point_features_{i}"] for i in range(4)], index)
+    expected = references.scatter_point_features(encode(layers, means), index)
 
     for ours, theirs in zip(point_features(track, embeddings, encoder, height, width), expected, strict=True):
         np.testing.assert_array_equal(ours == 0, theirs == 0)
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-4)  # values reach 50
-    assert max(encoder.batches) <= limit
+    groups = len(group_points(track, embeddings, height, width).embeddings)
+    expected_batches = [min(limit, max(groups, 1) - start) for start in range(0, max(groups, 1), limit)]
+    assert [batch["points"] for batch in encoder.batches] == expected_batches
 
 
 def test_a_clip_without_visible_joints_has_zero_features_of_the_encoder_s_shape() -> None:
-    rng = np.random.default_rng(0)
-    layers = [tuple(rng.standard_normal(s, np.float32) for s in ((5, 6), (5,), (c, 5), (c,))) for c in (2, 3, 4, 4)]
     track = Track(np.full((3, 18, 2), np.nan), np.zeros((3, 18), bool))
-    levels = point_features(track, np.zeros((18, 6), np.float32), FakePointEncoder(layers), 128, 64)
+    encoder = point_encoder(random_layers(np.random.default_rng(0)))
+    with closing(encode_points(track, np.zeros((18, 6), np.float32), encoder, 128, 64)) as points:
+        assert [table.shape for table in points.tables] == [(1, 2), (1, 3), (1, 4), (1, 4)]
+        levels = scatter(points, 0, 3, encoder.stream)
     assert [level.shape for level in levels] == [(3, 2, 8, 4), (3, 3, 4, 2), (3, 4, 2, 1), (3, 4, 2, 1)]
     assert not any(level.any() for level in levels)
 
 
-def test_the_encoder_s_half_precision_passes_through() -> None:
-    class HalfEncoder(FakePointEncoder):
-        def run(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
-            return {name: array.astype(np.float16) for name, array in super().run(inputs).items()}
+@pytest.mark.parametrize("compute_dtype", ["float16", "bfloat16"])
+def test_the_encoder_s_precision_passes_through(compute_dtype: str) -> None:
+    layers = random_layers(np.random.default_rng(0))
+    halves = {"float16": np.float16, "bfloat16": round_to_bfloat16}  # bfloat16 shows as its bits in a fake engine
+    answers = [halves[compute_dtype](answer) for answer in encode(layers, np.ones((1, 6), np.float32))]
+    sizes = Sizes(64, 64, channels=(2, 3, 4, 4), dift=6)
+    encoder = FakeEngine(
+        "point_encoder", sizes, lambda _: {f"point_features_{i}": answers[i] for i in range(4)}, compute_dtype
+    )
+    with closing(encode_points(one_frame({0: (0.5, 0.5)}), np.ones((18, 6), np.float32), encoder, 64, 64)) as points:
+        assert {table.dtype for table in points.tables} == {compute_dtype}
+        levels = scatter(points, 0, 1, encoder.stream)
+    expected = widen_bfloat16(answers[0]) if compute_dtype == "bfloat16" else answers[0]
+    assert all(level.dtype == expected.dtype for level in levels)
+    np.testing.assert_array_equal(levels[0][0, :, 2, 2], expected[0])
 
-    layers = [tuple(np.ones(s, np.float32) for s in ((5, 6), (5,), (c, 5), (c,))) for c in (2, 3, 4, 4)]
-    levels = point_features(one_frame({0: (0.5, 0.5)}), np.ones((18, 6), np.float32), HalfEncoder(layers), 64, 64)
-    assert all(level.dtype == np.float16 for level in levels)
-    assert levels[0].any()
+
+def test_any_range_of_frames_can_be_looked_at() -> None:
+    rng = np.random.default_rng(3)
+    track = Track(rng.uniform(0, 1, (5, 18, 2)), rng.random((5, 18)) < 0.6)
+    encoder = point_encoder(random_layers(rng))
+    with closing(encode_points(track, rng.standard_normal((18, 6), np.float32), encoder, 64, 128)) as points:
+        whole = scatter(points, 0, 5, encoder.stream)
+        for start, stop in ((0, 1), (1, 4), (4, 5), (2, 2)):
+            for part, level in zip(scatter(points, start, stop, encoder.stream), whole, strict=True):
+                np.testing.assert_array_equal(part, level[start:stop])
+
+
+@pytest.mark.parametrize("cell", [-2, 3])
+def test_cells_of_groups_that_do_not_exist_are_refused(cell: int) -> None:
+    stream = CpuDevice().stream()
+    tables = tuple(stream.device.zeros((3, channels), "float32", stream) for channels in (2, 3, 4, 4))
+    cells = np.full((2, 4, 4), -1, np.int32)
+    PointTables(cells, tables)
+    cells[1, 2, 3] = cell
+    with pytest.raises(InputError, match=rf"-?{abs(cell)}.*one of 3 groups"):
+        PointTables(cells, tables)
+
+
+@pytest.mark.parametrize(("height", "width"), [(96, 64), (64, 80)])
+def test_sizes_that_the_pyramid_cannot_have_are_refused(height: int, width: int) -> None:
+    encoder = point_encoder(random_layers(np.random.default_rng(0)))
+    with pytest.raises(InputError, match=f"{width} x {height}.*divisible by 64"):
+        encode_points(one_frame({}), np.ones((18, 6), np.float32), encoder, height, width)
+
+
+def test_an_encoder_that_answers_nan_is_named_and_nothing_stays_allocated() -> None:
+    layers = random_layers(np.random.default_rng(0))
+    layers[2][3][1] = np.nan
+    encoder = point_encoder(layers)
+    with pytest.raises(EngineError, match="point_encoder answered non-finite values in float32: point_features_2"):
+        encode_points(one_frame({0: (0.5, 0.5)}), np.ones((18, 6), np.float32), encoder, 64, 64)
+    encoder.close()
+    assert encoder.device.pool.used_bytes == 0
+
+
+def test_dift_features_that_are_nan_at_a_joint_are_named() -> None:
+    features = np.ones((1, 5, 4, 4), np.float32)
+    features[0, 2, 1, 1] = np.nan
+    engine = dift_engine(features, 64, 64)
+    with pytest.raises(EngineError, match="dift answered non-finite values in float32: features"):
+        joint_embeddings(engine, one_frame({2: (0.4, 0.4)}), 64, 64)
+
+
+def test_everything_is_given_back_when_memory_runs_out() -> None:
+    rng = np.random.default_rng(0)
+    track = Track(rng.uniform(0, 1, (3, 18, 2)), np.ones((3, 18), bool))
+    dift, encoder = dift_engine(np.ones((1, 6, 4, 4), np.float32), 64, 64), point_encoder(random_layers(rng))
+    encoder.allocate()
+    assert fail_at_every_allocation(dift.device, lambda: joint_embeddings(dift, track, 64, 64)) == 2
+
+    def look() -> None:
+        with closing(encode_points(track, rng.random((18, 6), np.float32), encoder, 64, 64)) as points:
+            scatter(points, 0, 3, encoder.stream)
+
+    assert fail_at_every_allocation(encoder.device, look) == 4 + 5
+
+
+def test_closing_twice_is_fine() -> None:
+    encoder = point_encoder(random_layers(np.random.default_rng(0)))
+    with closing(encode_points(one_frame({0: (0.5, 0.5)}), np.ones((18, 6), np.float32), encoder, 64, 64)) as points:
+        points.close()
+
+
+def test_a_reference_without_visible_joints_has_zero_embeddings() -> None:
+    track = Track(np.full((2, 18, 2), np.nan), np.zeros((2, 18), bool))
+    embeddings = read_joints(np.ones((1, 5, 4, 4), np.float32), track, 64, 64)
+    np.testing.assert_array_equal(embeddings, np.zeros((18, 5), np.float32))
 
 
 def test_joints_that_are_missing_in_the_reference_have_zero_embeddings() -> None:
     features = np.ones((1, 5, 4, 4), np.float32)
     track = one_frame({2: (0.5, 0.5), 3: (-3.0, 40.0)})
-    embeddings = joint_embeddings(features, track, 64, 64)
+    embeddings = read_joints(features, track, 64, 64)
     np.testing.assert_array_equal(embeddings.any(axis=1), np.isin(np.arange(18), [2, 3]))
 
 
@@ -217,11 +328,6 @@ def test_joints_that_are_missing_in_the_reference_have_zero_embeddings() -> None
 def test_visible_joints_that_are_not_finite_are_named(value: float) -> None:
     track = one_frame({2: (0.5, value)}, frames=2)
     with pytest.raises(InputError, match=r"frames \[0, 1\]"):
-        joint_embeddings(np.ones((1, 5, 4, 4), np.float32), track, 64, 64)
+        read_joints(np.ones((1, 5, 4, 4), np.float32), track, 64, 64)
     with pytest.raises(InputError, match=r"frames \[0, 1\]"):
         group_points(track, np.ones((18, 5), np.float32), 64, 64)
-
-
-def test_features_of_another_rank_are_refused() -> None:
-    with pytest.raises(InputError, match=r"\[1, channels, rows, columns\]"):
-        joint_embeddings(np.ones((5, 4, 4), np.float32), one_frame({}), 64, 64)

@@ -92,6 +92,7 @@ def test_animate_with_defaults(
         **{"engine_dir": Path("engines"), "device": "auto", "video": DRIVE, "output": tmp_path / "out.mp4"},
         **{"progress": True, "steps": 25, "guidance_scale": 2.0, "overlap": 6, "stride": 2, "seed": 0, "fps": None},
         **{"controls": ("motion", "points"), "noise_aug_strength": 0.0, "motion_bucket_id": 127},
+        **{"decode_chunk": None, "conditions_memory": "auto"},
     }
     assert animator.closed == 1
     out, err = capsys.readouterr()
@@ -103,10 +104,12 @@ def test_animate_with_defaults(
 def test_every_option_reaches_the_run(animator: type[FakeAnimator], arguments: list[str], capsys: Captured) -> None:
     options = "--steps 3 --guidance-scale 1.5 --overlap 2 --stride 4 --seed 9 --fps 23.976 --controls points --quiet"
     options += " --noise-aug-strength 0.02 --motion-bucket-id 30 --device cpu"
+    options += " --decode-chunk 3 --conditions-memory host"
     assert cli.main([*arguments, *options.split()]) == 0
     [call] = animator.calls
     expected = {"steps": 3, "guidance_scale": 1.5, "overlap": 2, "stride": 4, "seed": 9, "fps": 23.976}
     expected |= {"controls": ("points",), "noise_aug_strength": 0.02, "motion_bucket_id": 30, "device": "cpu"}
+    expected |= {"decode_chunk": 3, "conditions_memory": "host"}
     assert {name: call[name] for name in expected} == expected
     assert call["progress"] is False
     assert capsys.readouterr().out == ""
@@ -190,6 +193,7 @@ BAD_VALUES: list[tuple[list[str], str]] = [
     (["--fps", "inf"], "fps is inf; it must be"),
     (["--noise-aug-strength", "2"], "noise_aug_strength is 2.0; it must lie in 0.0..1.0"),
     (["--motion-bucket-id", "5000"], "motion_bucket_id is 5000; it must lie in 0..1023"),
+    (["--decode-chunk", "0"], "decode_chunk is 0; it must lie in 1..1000"),
     (["--reference", "no.png"], "image no.png does not exist"),
     (["--reference", DRIVE], "cannot be decoded"),
     (["--video", "no.mp4"], "video no.mp4 does not exist"),

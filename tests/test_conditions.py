@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from deferred_device import DeferredDevice
+from fake_engine import FakeEngine
+from scarce_memory import fail_at_every_allocation
 
 from dispose_rt.conditions import added_time_ids, clip_pixels, encode_motion, encode_poses
-from dispose_rt.types import Motion
+from dispose_rt.contract import Sizes
+from dispose_rt.device import CpuDevice
+from dispose_rt.errors import InputError
+
+SIZES = Sizes(64, 128, tile=3, channels=(3, 8, 8, 8))
 
 
 @pytest.mark.parametrize("case", ["small", "large"])
@@ -23,45 +30,132 @@ def test_added_time_ids_match_golden(golden):
         np.testing.assert_array_equal(added_time_ids(127, 0.0)[0], golden("e2e")[f"{case}.added_time_ids"][1])
 
 
-class EchoEngine:
-    """Answers its first input, and remembers the batch sizes."""
-
-    name = "echo"
-
-    def __init__(self, source: str, output: str) -> None:
-        self.source, self.output, self.batches = source, output, []
-
-    def run(self, inputs):
-        self.batches.append({name: array.shape[0] for name, array in inputs.items()})
-        return {self.output: inputs[self.source].copy()}
-
-    def max_batch(self, dimension):
-        assert dimension == "frames"
-        return 3
-
-    def close(self):
-        pass
+@pytest.fixture(params=[CpuDevice, DeferredDevice])
+def stream(request):
+    """Of a device that is done at once, and of one that works when it is waited for."""
+    device = request.param()
+    yield device.stream()
+    device.close()
 
 
-def test_poses_are_scaled_and_batched():
-    images = [np.full((3, 8, 8), value, np.uint8) for value in (0, 255, 51, 102, 153, 204, 0)]
-    engine = EchoEngine("pose_images", "pose_latents")
-    latents = encode_poses(iter(images), 7, engine)
-    assert [batch["pose_images"] for batch in engine.batches] == [3, 3, 1]
-    np.testing.assert_allclose(latents[:, 0, 0, 0], [-1, 1, -0.6, -0.2, 0.2, 0.6, -1], atol=1e-6)
+def pose_net(stream, compute_dtype="float32"):
+    """Answers the first pixels of its pictures."""
+    compute = lambda inputs: {"pose_latents": inputs["pose_images"][:, :, :16, :8]}  # noqa: E731
+    return FakeEngine("pose_net", SIZES, compute, compute_dtype, stream)
 
 
-@pytest.mark.parametrize("source", ["dense_flow", "trajectory_flow"])
-def test_motion_of_the_reference_frame_is_zero_and_the_rest_shifts_by_one(source):
-    rows = np.arange(1, 7, dtype=np.float32).reshape(6, 1, 1, 1)
-    flow = np.broadcast_to(rows, (6, 2, 8, 8)).copy()
-    engine = EchoEngine(source, "motion_features")
-    features = encode_motion(Motion(trajectory_flow=flow, dense_flow=flow), engine)
-    np.testing.assert_array_equal(features[:, 0, 0, 0], [0, 1, 2, 3, 4, 5, 6])
-    assert [batch[source] for batch in engine.batches] == [3, 3, 1]
+class Rows:
+    """Takes what an encoder writes, in a copy that is queued as a clip's store queues it."""
+
+    def __init__(self, frames, stream, dtype="float32"):
+        self.stream, self.starts = stream, []
+        self.array = stream.device.empty((frames, 3, 16, 8), dtype)
+        self.used_bytes = stream.device.pool.used_bytes
+
+    def __call__(self, start, rows):
+        self.starts.append(start)
+        self.array.rows(start, start + rows.shape[0]).copy_from(rows, self.stream)
+
+    def check_freed(self, *engines):
+        """Nothing is left but the engines' tensors and this array."""
+        for engine in engines:
+            engine.close()
+        assert self.stream.device.pool.used_bytes == self.used_bytes
 
 
-def test_one_driving_frame_fits_one_batch():
-    flow = np.ones((1, 2, 8, 8), np.float32)
-    features = encode_motion(Motion(flow, flow), EchoEngine("dense_flow", "motion_features"))
-    np.testing.assert_array_equal(features[:, 0, 0, 0], [0, 1])
+def random_poses(count):
+    return np.random.default_rng(count).integers(0, 256, (count, 3, 128, 64), np.uint8)
+
+
+@pytest.mark.parametrize("frames", [1, 2, 3, 4, 7, 13])
+@pytest.mark.parametrize("kind", [iter, list, np.asarray])
+def test_poses_are_scaled_and_batched(stream, frames, kind):
+    images, engine, rows = random_poses(frames), pose_net(stream), Rows(frames, stream)
+    encode_poses(kind(images), frames, engine, rows)
+    expected = images[:, :, :16, :8].astype(np.float32) / np.float32(127.5) - np.float32(1)
+    np.testing.assert_array_equal(rows.array.download(stream), expected)
+    assert rows.starts == list(range(0, frames, 3))
+    assert engine.batches == [{"frames": min(3, frames - start)} for start in rows.starts]
+    rows.check_freed(engine)
+
+
+def test_latents_are_handed_on_in_the_engine_s_precision(stream):
+    engine, rows = pose_net(stream, "float16"), Rows(4, stream, "float16")
+    encode_poses(random_poses(4), 4, engine, rows)
+    expected = random_poses(4)[:, :, :16, :8].astype(np.float32) / np.float32(127.5) - np.float32(1)
+    np.testing.assert_array_equal(rows.array.download(stream), expected.astype(np.float16))
+
+
+def test_the_host_prepares_pictures_while_others_are_under_way():
+    """Pictures are drawn for the third batch when the device has done no more than copy the first one."""
+    stream = DeferredDevice().stream()
+    engine, rows, done = pose_net(stream), Rows(12, stream), []
+
+    def draw():
+        for image in random_poses(12):
+            done.append(len(engine.batches))
+            yield image
+
+    encode_poses(draw(), 12, engine, rows)
+    assert done == [0] * 9 + [1] * 3
+    assert stream.waits == 4  # for the first two copies, and for those of either buffer before it is freed
+    assert stream.device.pinned_arrays == 0
+
+
+def test_an_error_in_the_middle_frees_everything(stream):
+    engine, rows = pose_net(stream), Rows(7, stream)
+    with pytest.raises(InputError, match="5 pose images for 7 frames"):
+        encode_poses(random_poses(5), 7, engine, rows)
+    stream.synchronize()
+    rows.check_freed(engine)
+    assert getattr(stream.device, "pinned_arrays", 0) == 0
+
+
+def test_everything_is_given_back_when_memory_runs_out(stream):
+    engine, rows = pose_net(stream), Rows(4, stream)
+    engine.allocate()
+    poses = random_poses(4)
+    assert fail_at_every_allocation(stream.device, lambda: encode_poses(poses, 4, engine, rows)) == 1
+
+
+@pytest.mark.parametrize(
+    "image", [np.zeros((3, 128, 64), np.float32), np.zeros((3, 64, 128), np.uint8), np.zeros((1, 64), np.uint8)]
+)
+def test_images_of_another_kind_are_refused(stream, image):
+    with pytest.raises(InputError, match=r"pose image 1 is .*; expected uint8 \[3, 128, 64\]"):
+        encode_poses([random_poses(1)[0], image], 2, pose_net(stream), Rows(2, stream))
+
+
+class NumberedFields:
+    """Frame f has f as its trajectory and 100 + f as its dense flow."""
+
+    def __init__(self):
+        self.asked = []
+
+    def fill(self, start, stop, trajectory, dense, stream):
+        self.asked.append((start, stop))
+        for array, offset in ((trajectory, 0), (dense, 100)):
+            assert array.shape == (stop - start, 2, 128, 64)
+            numbers = np.arange(start, stop, dtype=np.float32) + np.float32(offset)
+            array.upload(np.tile(numbers[:, None, None, None], (1, 2, 128, 64)), stream)
+
+
+@pytest.mark.parametrize("frames", [1, 2, 3, 4, 7])
+def test_motion_is_encoded_in_batches(stream, frames):
+    def compute(inputs):
+        trajectory, dense = (inputs[name][:, :1, :1, :1] for name in ("trajectory_flow", "dense_flow"))
+        return {"motion_features": trajectory * 1000 + dense}
+
+    engine, fields, rows = (
+        FakeEngine("motion_encoder", SIZES, compute, stream=stream),
+        NumberedFields(),
+        Rows(7, stream),
+    )
+    encode_motion(fields, frames, engine, rows)
+    assert getattr(stream, "waits", 0) == 0
+    features = rows.array.download(stream)[:frames]
+    np.testing.assert_array_equal(features[:, 0, 0, 0], [1000 * frame + 100 + frame for frame in range(frames)])
+    assert rows.starts == list(range(0, frames, 3))
+    assert fields.asked == [(start, min(start + 3, frames)) for start in rows.starts]
+    assert engine.batches == [{"frames": stop - start} for start, stop in fields.asked]
+    rows.check_freed(engine)

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from golden_case import GoldenCase, Trace, animate
+from tensorrt_machine import require_tensorrt
 from test_end_to_end import guided_predictions, relative
-from test_tensorrt_backend import require_tensorrt
 
 pytestmark = [pytest.mark.cuda, pytest.mark.timeout(1200)]
 

@@ -2,51 +2,116 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import kernel_references as references
 import numpy as np
 import pytest
+from deferred_device import DeferredDevice
+from fake_engine import FakeEngine
 from golden_data import load_golden
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scarce_memory import fail_at_every_allocation
 
+from dispose_rt import kernels
+from dispose_rt.contract import Sizes
+from dispose_rt.device import Array, CpuDevice
+from dispose_rt.device.cpu import CpuStream
 from dispose_rt.errors import InputError
-from dispose_rt.kernels import splat_gaussian_flow
-from dispose_rt.motion import build_motion, cmp_image, dense_flow, joint_tracks_px, sparse_hints, trajectory_flow
-from dispose_rt.types import Track
+from dispose_rt.motion import MotionFields, joint_tracks_px, nearest_table, sparse_hints, trajectory_impulses
+from dispose_rt.types import Motion, Track
+
+SIZES = Sizes(64, 64)
 
 TRAJECTORY_CASES = ("p192x128", "s64_edge", "two_frames_96x128")
 E2E_CASES = ("one_tile_64", "tiles_128x192", "guidance_one_64")
 FLOW_TOLERANCE = 1e-7  # px; the arrays reach 0.15, the error comes from float32 profiles and sums
 
 
-@dataclass
-class FakeEngine:
-    """Answers recorded rows, in order, and keeps what it was asked."""
+COLUMN = np.arange(48, dtype=np.float32)[:, None]
 
-    name: str
-    answers: Mapping[str, np.ndarray]
-    limit: int = 2
-    calls: list[dict[str, np.ndarray]] = field(default_factory=list)
 
-    def run(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
-        assert all(array.flags.c_contiguous for array in inputs.values())
-        done = sum(len(call["sparse_flow"]) for call in self.calls if "sparse_flow" in call)
-        self.calls.append(dict(inputs))
-        if "sparse_flow" not in inputs:
-            return dict(self.answers)
-        rows = slice(done, done + len(inputs["sparse_flow"]))
-        return {name: array[rows] for name, array in self.answers.items()}
+def download(fields: MotionFields, frames: int) -> Motion:
+    """The motion fields of a clip's first frames, on the host, batch by batch."""
+    decoder, stream = fields._decoder, fields._stream
+    batch = min(decoder.max_batch("frames"), max(frames - 1, 1))
+    flows = np.empty((2, frames - 1, 2, fields._height, fields._width), np.float32)
+    arrays = stream.device.empty((2 * batch, 2, fields._height, fields._width), "float32")
+    try:
+        for start in range(1, frames, batch):
+            count = min(batch, frames - start)
+            parts = arrays.rows(0, count), arrays.rows(batch, batch + count)
+            fields.fill(start, start + count, *parts, stream)
+            for flow, part in zip(flows, parts, strict=True):
+                flow[start - 1 : start - 1 + count] = part.download(stream)
+    finally:
+        arrays.free()
+    return Motion(*flows)
 
-    def max_batch(self, dimension: str) -> int:
-        assert dimension == "frames"
-        return self.limit
 
-    def close(self) -> None:
-        pass
+def cmp_encoder(stream: CpuStream, image_features: Any = COLUMN) -> FakeEngine:
+    """Keeps the picture that it was asked for in `seen`."""
+
+    def compute(inputs: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        engine.seen.append(inputs["image"])
+        return {"image_features": image_features, "skip_features_4": 4, "skip_features_2": 2}
+
+    engine = FakeEngine("cmp_image_encoder", SIZES, compute, stream=stream)
+    engine.seen = []
+    return engine
+
+
+def cmp_decoder(stream: CpuStream, flow: np.ndarray | None = None, limit: int = 2) -> FakeEngine:
+    """Answers recorded rows, in order, or a flow of its own for each frame; keeps what it was asked in `asked`."""
+
+    def compute(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        done = sum(len(call["mask"]) for call in engine.asked)
+        engine.asked.append(inputs)
+        if flow is not None:
+            return {"flow": flow[done : done + len(inputs["mask"])]}
+        features = inputs["image_features"][0, 0, :, 0]
+        spread = np.roll(inputs["sparse_flow"], 7, axis=3) + np.cumsum(inputs["mask"], axis=2) * np.float32(0.37)
+        return {"flow": spread + np.repeat(features, 8)}
+
+    engine = FakeEngine("cmp_flow_decoder", replace(SIZES, tile=max(limit, 2)), compute, stream=stream)
+    if limit == 1:
+        engine.max_batch = lambda dimension: 1
+    engine.asked = []
+    return engine
+
+
+@contextmanager
+def motion_fields(
+    image: np.ndarray, track: Track, limit: int = 2, flow: np.ndarray | None = None
+) -> Iterator[MotionFields]:
+    """On a device of its own; checks that all that is allocated is freed."""
+    stream = CpuDevice().stream()
+    encoder, decoder = cmp_encoder(stream), cmp_decoder(stream, flow, limit)
+    with MotionFields(image, track, encoder, decoder) as fields:
+        yield fields
+    encoder.close()
+    decoder.close()
+    assert stream.device.pool.used_bytes == 0
+    stream.device.close()
+
+
+def blank(height: int, width: int) -> np.ndarray:
+    return np.zeros((height, width, 3), np.uint8)
+
+
+def trajectory_flow(track: Track, height: int, width: int) -> np.ndarray:
+    """The kernel's flow of the impulses of a track."""
+    impulses = trajectory_impulses(track, height, width)
+    stream = CpuDevice().stream()
+    flow = stream.device.empty((len(impulses.flow_px), 2, height, width), "float32")
+    arrays = (stream.device.array(values, stream) for values in (impulses.positions_px, impulses.flow_px))
+    kernels.splat_gaussian_flow(*arrays, flow, stream)
+    return flow.download(stream)
 
 
 def golden_track(arrays: Mapping[str, np.ndarray], prefix: str = "") -> Track:
@@ -82,7 +147,11 @@ def test_impulses_are_the_reference_s(case: str) -> None:
 def test_one_impulse_spreads_as_the_reference_s_kernel() -> None:
     stored = load_golden("trajectory")
     assert float(stored["gaussian_kernel_sum"]) == pytest.approx(1)
-    flow = splat_gaussian_flow(np.array([[[300, 250]]], np.int32), np.array([[[1, -2]]], np.float32), 500, 600)
+    stream = CpuDevice().stream()
+    impulse = (np.array([[[300, 250]]], np.int32), np.array([[[1, -2]]], np.float32))
+    target = stream.device.empty((1, 2, 500, 600), "float32")
+    kernels.splat_gaussian_flow(*(stream.device.array(values, stream) for values in impulse), target, stream)
+    flow = target.download(stream)
     row = stored["gaussian_kernel_row"]
     np.testing.assert_allclose(flow[0, :, 250, 201:400], [row, -2 * row], rtol=1e-6, atol=0)
     np.testing.assert_allclose(flow[0, 0, 151:350, 300], row, rtol=1e-6, atol=0)
@@ -122,10 +191,11 @@ def all_hint_cases() -> dict[str, tuple[Track, int, int, np.ndarray, np.ndarray]
 @pytest.mark.parametrize("case", [*TRAJECTORY_CASES, *E2E_CASES, "cmp"])
 def test_hints_are_exact(case: str) -> None:
     track, height, width, expected_flow, expected_mask = all_hint_cases()[case]
-    hints = sparse_hints(track, height, width)
-    flow, mask = hints.rasterize(0, len(hints.flow_px))
-    np.testing.assert_array_equal(flow, expected_flow[0])
-    np.testing.assert_array_equal(mask, expected_mask[0])
+    with motion_fields(blank(height, width), track) as fields:
+        download(fields, len(track.joints))
+        asked = fields._decoder.asked
+    np.testing.assert_array_equal(np.concatenate([call["sparse_flow"] for call in asked]), expected_flow[0])
+    np.testing.assert_array_equal(np.concatenate([call["mask"] for call in asked]), expected_mask[0])
 
 
 @pytest.mark.parametrize(
@@ -135,64 +205,214 @@ def test_hints_are_exact(case: str) -> None:
         *[("e2e", f"{c}.", "ref_crop") for c in E2E_CASES],
     ],
 )
-def test_cmp_image_is_the_nearest_resize(file: str, prefix: str, image: str) -> None:
+def test_cmp_sees_the_nearest_resize(file: str, prefix: str, image: str) -> None:
     arrays = load_golden(file)
     expected = arrays[f"{prefix}first_frame_384"].reshape(1, 3, 384, 384)
-    signed = cmp_image(arrays[f"{prefix}{image}"])
-    np.testing.assert_array_equal(signed, expected.astype(np.float32) / np.float32(255) * np.float32(2) - np.float32(1))
+    stream = CpuDevice().stream()
+    encoder = cmp_encoder(stream)
+    MotionFields(arrays[f"{prefix}{image}"], still_track(1), encoder, cmp_decoder(stream))
+    [seen] = encoder.seen
+    np.testing.assert_array_equal(seen, expected.astype(np.float32) / np.float32(255) * np.float32(2) - np.float32(1))
 
 
 @pytest.mark.parametrize("length", [64, 320, 448, 576, 896, 1024, 1600])
 def test_nearest_resize_rounds_as_torch_does(length: int) -> None:
     """Single precision decides which pixel is taken: at 448 and 896 the exact quotient would take another."""
     torch = pytest.importorskip("torch")
-    image = np.broadcast_to(np.arange(length)[:, None, None] % 251, (length, 64, 3)).astype(np.uint8)
-    expected = torch.nn.functional.interpolate(torch.arange(length).float()[None, None], 384, mode="nearest")[0, 0]
-    np.testing.assert_array_equal(cmp_image(image)[0, 0, :, 0], (expected % 251).numpy() / np.float32(255) * 2 - 1)
+    for source, target in ((length, 384), (384, length)):
+        places = torch.arange(source).float()[None, None]
+        expected = torch.nn.functional.interpolate(places, target, mode="nearest")[0, 0]
+        table = nearest_table(source, target)
+        assert table.dtype == np.int32
+        np.testing.assert_array_equal(table, expected.numpy())
+
+
+def still_track(frames: int) -> Track:
+    return Track(np.full((frames, 18, 2), 0.5), np.ones((frames, 18), bool))
+
+
+def moving_track(frames: int, seed: int = 0) -> Track:
+    rng = np.random.default_rng(seed)
+    return Track(rng.uniform(-0.1, 1.1, (frames, 18, 2)), rng.random((frames, 18)) < 0.8)
 
 
 def test_dense_flow_is_the_reference_s_after_the_network() -> None:
     """The recorded network output, resized and scaled; two batches of one frame."""
     arrays = load_golden("cmp")
-    hints = sparse_hints(golden_track(arrays), 192, 128)
-    features = {"image_features": np.zeros((1, 2), np.float16)}
-    decoder = FakeEngine("cmp_flow_decoder", {"flow": arrays["flow_384"][0]}, limit=1)
-    flow = dense_flow(features, hints, decoder, 192, 128)
+    track = golden_track(arrays)
+    with motion_fields(blank(192, 128), track, limit=1, flow=arrays["flow_384"][0]) as fields:
+        flow = download(fields, len(track.joints)).dense_flow
+        calls = fields._decoder.asked
     np.testing.assert_allclose(flow, arrays["controlnet_flow"][0], rtol=0, atol=1e-6)
-    asked = np.concatenate([call["sparse_flow"] for call in decoder.calls])
-    np.testing.assert_array_equal(asked, arrays["sparse_flow_384"][0])
-    assert len(decoder.calls) == 2
-    assert all(call["image_features"] is features["image_features"] for call in decoder.calls)
+    np.testing.assert_array_equal(np.concatenate([call["sparse_flow"] for call in calls]), arrays["sparse_flow_384"][0])
+    assert len(calls) == 2
 
 
 @pytest.mark.parametrize("case", TRAJECTORY_CASES[:2])
 @pytest.mark.parametrize("limit", [1, 2, 16])
-def test_build_motion_runs_the_image_encoder_once_and_batches_the_frames(case: str, limit: int) -> None:
+def test_the_image_encoder_runs_once_and_frames_come_in_batches(case: str, limit: int) -> None:
     arrays = golden_case("trajectory", case)
     track, image = golden_track(arrays), arrays["image"]
     frames = len(track.joints)
     answer = np.random.default_rng(0).standard_normal((frames - 1, 2, 384, 384), np.float32)
-    encoder = FakeEngine("cmp_image_encoder", {"image_features": np.ones((1, 2), np.float32)})
-    decoder = FakeEngine("cmp_flow_decoder", {"flow": answer}, limit)
-    motion = build_motion(image, track, encoder, decoder)
+    stream = CpuDevice().stream()
+    features = np.random.default_rng(1).standard_normal((1, 256, 48, 48), np.float32)
+    encoder, decoder = cmp_encoder(stream, features), cmp_decoder(stream, answer, limit)
+    motion = download(MotionFields(image, track, encoder, decoder), frames)
     height, width = image.shape[:2]
     rows, columns = np.arange(height) * 384 // height, np.arange(width) * 384 // width
     factors = np.array([width / 384, height / 384], np.float32)[:, None, None]
     np.testing.assert_array_equal(motion.dense_flow, answer[:, :, rows[:, None], columns] * factors)
     np.testing.assert_array_equal(motion.trajectory_flow, trajectory_flow(track, height, width))
-    assert len(encoder.calls) == 1
-    assert [len(call["mask"]) for call in decoder.calls] == [
+    assert len(encoder.seen) == 1
+    assert [len(call["mask"]) for call in decoder.asked] == [
         min(limit, frames - 1 - start) for start in range(0, frames - 1, limit)
     ]
+    for call in decoder.asked:
+        np.testing.assert_array_equal(call["image_features"], features)
+        assert (call["skip_features_4"] == 4).all()
+        assert (call["skip_features_2"] == 2).all()
+
+
+def test_the_decoder_reads_the_encoder_s_answer_where_it_lies() -> None:
+    stream = CpuDevice().stream()
+    encoder, decoder = cmp_encoder(stream), cmp_decoder(stream)
+    MotionFields(blank(64, 64), still_track(2), encoder, decoder)
+    for name in ("image_features", "skip_features_4", "skip_features_2"):
+        assert decoder.tensor(name) is encoder.tensor(name)
 
 
 def test_a_reference_alone_has_no_motion_and_asks_no_decoder() -> None:
-    track = Track(np.full((1, 18, 2), 0.5), np.ones((1, 18), bool))
-    encoder = FakeEngine("cmp_image_encoder", {"image_features": np.ones((1, 2), np.float32)})
-    decoder = FakeEngine("cmp_flow_decoder", {"flow": np.zeros((0, 2, 384, 384), np.float32)})
-    motion = build_motion(np.zeros((64, 128, 3), np.uint8), track, encoder, decoder)
+    with motion_fields(blank(64, 128), still_track(1)) as fields:
+        motion = download(fields, 1)
+        trajectory, dense = fill(fields, 0, 1)
+        assert fields._decoder.asked == []
     assert motion.dense_flow.shape == motion.trajectory_flow.shape == (0, 2, 64, 128)
-    assert decoder.calls == []
+    assert not trajectory.any()
+    assert not dense.any()
+
+
+def fill(fields: MotionFields, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+    """Both fields of a range, in arrays that held something else before."""
+    stream = fields._stream
+    shape = (stop - start, 2, fields._height, fields._width)
+    arrays = [stream.device.array(np.full(shape, np.nan, np.float32), stream) for _ in range(2)]
+    fields.fill(start, stop, *arrays, stream)
+    trajectory, dense = (array.download(stream) for array in arrays)
+    for array in arrays:
+        array.free()
+    return trajectory, dense
+
+
+def whole_motion(track: Track, height: int, width: int) -> Motion:
+    with motion_fields(blank(height, width), track, limit=16) as fields:
+        return download(fields, len(track.joints))
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(1, 9), st.integers(1, 4), st.sets(st.integers(0, 9)), st.booleans(), st.integers(0, 2**32 - 1))
+def test_any_split_of_a_clip_gives_the_same_fields(
+    frames: int, limit: int, cuts: set[int], hidden: bool, seed: int
+) -> None:
+    """Frame 0 is still; frame f has row f - 1 of the whole clip's flows, whoever asks for it and with whom."""
+    height, width = 70, 90
+    track = moving_track(frames, seed)
+    if hidden:
+        track = Track(np.full_like(track.joints, np.nan), np.zeros_like(track.visible))
+    expected = whole_motion(track, height, width)
+    bounds = sorted({0, frames, *(cut for cut in cuts if cut < frames)})
+    with motion_fields(blank(height, width), track, limit) as fields:
+        # from behind, so that no range relies on the one before it
+        parts = [fill(fields, start, stop) for start, stop in reversed(list(pairwise(bounds)))]
+    trajectory, dense = (np.concatenate(kind) for kind in zip(*reversed(parts), strict=True))
+    for flow, rows in ((trajectory, expected.trajectory_flow), (dense, expected.dense_flow)):
+        assert not flow[0].any()
+        np.testing.assert_array_equal(flow[1:], rows)
+    assert hidden or frames == 1 or dense.any()
+
+
+def test_filling_queues_and_waits_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a device that does nothing before it is waited for; nothing goes to or comes from the host either."""
+    track = moving_track(7)
+    stream = DeferredDevice().stream()
+    fields = MotionFields(blank(64, 64), track, cmp_encoder(stream), cmp_decoder(stream))
+    trajectory, dense = (stream.device.empty((7, 2, 64, 64), "float32") for _ in range(2))
+    queued = len(stream.calls)
+    with monkeypatch.context() as patch:
+        for name in ("upload", "download"):
+            patch.setattr(Array, name, None)
+        fields.fill(0, 7, trajectory, dense, stream)
+    fields.close()
+    assert stream.waits == 0
+    assert len(stream.calls) > queued > 0
+    flows = trajectory.download(stream), dense.download(stream)
+    with motion_fields(blank(64, 64), track) as fields:
+        for flow, expected in zip(flows, fill(fields, 0, 7), strict=True):
+            np.testing.assert_array_equal(flow, expected)
+
+
+@pytest.mark.parametrize(("start", "stop"), [(-1, 2), (0, 5), (3, 2)])
+def test_frames_that_are_not_there_are_refused(start: int, stop: int) -> None:
+    with motion_fields(blank(64, 64), moving_track(4)) as fields:
+        array = fields._stream.device.empty((2, 2, 64, 64), "float32")
+        with pytest.raises(InputError, match="a clip of 4"):
+            fields.fill(start, stop, array, array, fields._stream)
+        array.free()
+
+
+@pytest.mark.parametrize("wrong", ["trajectory", "dense"])
+@pytest.mark.parametrize(("shape", "dtype"), [((3, 2, 64, 64), "float32"), ((2, 2, 64, 64), "int32")])
+def test_arrays_of_another_shape_are_refused(wrong: str, shape: tuple[int, ...], dtype: str) -> None:
+    with motion_fields(blank(64, 64), moving_track(4)) as fields:
+        device = fields._stream.device
+        arrays = {name: device.empty((2, 2, 64, 64), "float32") for name in ("trajectory", "dense")}
+        arrays[wrong].free()
+        arrays[wrong] = device.empty(shape, dtype)
+        with pytest.raises(InputError, match=rf"{wrong} is {dtype} .*; expected float32 \[2, 2, 64, 64\]"):
+            fields.fill(1, 3, **arrays, stream=fields._stream)
+        for array in arrays.values():
+            array.free()
+
+
+def test_what_was_allocated_before_an_error_is_freed() -> None:
+    """The decoder of another precision is refused after the picture was uploaded."""
+    stream = CpuDevice().stream()
+    encoder = cmp_encoder(stream)
+    decoder = FakeEngine("cmp_flow_decoder", SIZES, dict, "float16", stream)
+    with pytest.raises(InputError, match="cmp_flow_decoder needs image_features as float16"):
+        MotionFields(blank(64, 64), still_track(3), encoder, decoder)
+    encoder.close()
+    decoder.close()
+    assert stream.device.pool.used_bytes == 0
+
+
+def test_everything_is_given_back_when_memory_runs_out() -> None:
+    stream = CpuDevice().stream()
+    encoder, decoder = cmp_encoder(stream), cmp_decoder(stream)
+    for engine in (encoder, decoder):
+        engine.allocate()
+    for name in ("image_features", "skip_features_4", "skip_features_2"):  # opening the fields frees the decoder's own
+        decoder.bind(name, encoder.tensor(name))
+
+    def look() -> None:
+        with MotionFields(blank(64, 64), moving_track(4), encoder, decoder) as fields:
+            download(fields, 4)
+
+    assert fail_at_every_allocation(stream.device, look) == 10
+
+
+def test_memory_is_given_back_at_once_when_closed() -> None:
+    stream = CpuDevice().stream()
+    encoder, decoder = cmp_encoder(stream), cmp_decoder(stream)
+    with MotionFields(blank(64, 64), moving_track(4), encoder, decoder) as fields:
+        download(fields, 4)
+        open_bytes = stream.device.pool.used_bytes
+    kept = stream.device.pool.used_bytes
+    assert kept < open_bytes
+    fields.close()
+    with MotionFields(blank(128, 64), moving_track(3), encoder, decoder) as fields:
+        download(fields, 3)
+    assert stream.device.pool.used_bytes == kept
 
 
 COORDINATES = st.one_of(st.floats(-1e6, 1e6), st.sampled_from([0.0, 1.0, 0.5, -0.0, 1 - 1e-12]))
@@ -231,14 +451,16 @@ def test_trajectory_flow_follows_the_rules_on_any_track(track: Track, height: in
 def test_visible_joints_that_are_not_finite_are_named(value: float) -> None:
     joints = np.full((4, 18, 2), 0.5)
     joints[[1, 3], 7, 0] = value
-    with pytest.raises(InputError, match=r"frames \[1, 3\]"):
-        trajectory_flow(Track(joints, np.ones((4, 18), bool)), 64, 64)
+    track = Track(joints, np.ones((4, 18), bool))
+    for prepare in (trajectory_impulses, sparse_hints):
+        with pytest.raises(InputError, match=r"frames \[1, 3\]"):
+            prepare(track, 64, 64)
 
 
 @pytest.mark.parametrize(
     "image", [np.zeros((64, 64), np.uint8), np.zeros((64, 64, 4), np.uint8), np.zeros((64, 64, 3))]
 )
 def test_images_that_are_no_rgb_pixels_are_refused(image: np.ndarray) -> None:
-    engine = FakeEngine("unused", {})
+    stream = CpuDevice().stream()
     with pytest.raises(InputError, match="uint8"):
-        build_motion(image, Track(np.zeros((1, 18, 2)), np.ones((1, 18), bool)), engine, engine)
+        MotionFields(image, still_track(1), cmp_encoder(stream), cmp_decoder(stream))

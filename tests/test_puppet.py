@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 
 import cv2
 import numpy as np
-import onnxruntime
 import pytest
+from pose.golden_poses import PublishedEngine
 
 from dispose_rt import media
-from dispose_rt.pose import PersonDetector, PoseEstimator
+from dispose_rt.pose import PersonDetector, PoseEstimator, find_poses
 from dispose_rt.types import Pose
 from export.puppet import (
     CHROMA_RADIUS,
@@ -35,29 +34,13 @@ H264_TOLERANCE = 0.01
 """The same behind H.264 with 4:2:0 chroma at crf 18; 0.0031 was measured at 192 x 128."""
 
 
-class Engine:
-    def __init__(self, name: str, model: bytes) -> None:
-        self.name = name
-        self._session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
-
-    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        names = [output.name for output in self._session.get_outputs()]
-        return dict(zip(names, self._session.run(names, dict(inputs)), strict=True))
-
-    def max_batch(self, dimension: str) -> int:
-        raise KeyError(dimension)
-
-    def close(self) -> None:
-        pass
-
-
 class PoseStage:
     def __init__(self) -> None:
-        self.detector = PersonDetector(Engine("person_detector", build_detector().SerializeToString()))
-        self.estimator = PoseEstimator(Engine("pose_estimator", build_estimator().SerializeToString()))
+        self.detector = PersonDetector(PublishedEngine("person_detector", build_detector().SerializeToString()))
+        self.estimator = PoseEstimator(PublishedEngine("pose_estimator", build_estimator().SerializeToString()))
 
     def __call__(self, image: np.ndarray) -> Pose:
-        return self.estimator.estimate(image, self.detector.detect(image))
+        return find_poses(image, self.detector, self.estimator)
 
 
 @pytest.fixture(scope="module")

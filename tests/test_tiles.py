@@ -7,8 +7,11 @@ import pytest
 from golden_data import load_golden
 from hypothesis import given
 from hypothesis import strategies as st
+from kernel_targets import Target
 
 from dispose_rt import kernels
+from dispose_rt.denoising_step import sum_weights
+from dispose_rt.device import CpuDevice
 from dispose_rt.errors import InputError
 from dispose_rt.tiles import Tile, plan_tiles, tile_weights
 
@@ -32,24 +35,29 @@ def test_blending_guidance_and_euler_steps_have_the_reference_s_bits(case: str) 
     arrays = {name.removeprefix(f"{case}."): a for name, a in load_golden("e2e").items() if name.startswith(case)}
     frames, tile, overlap = map(int, arrays["config"][:3])
     tiles, guidance = plan_tiles(frames, tile, overlap), float(arrays["guidance"])
-    latents = arrays["latents_0"][0]
+    latents, target = arrays["latents_0"][0].copy(), Target(CpuDevice())
+    weights = sum_weights(tiles, frames)
+    table = kernels.step_table(arrays["sigmas"], arrays["timesteps"], guidance)
     for step, unet_out in enumerate(arrays["unet_out"]):
-        sums, weights = np.zeros((2, *latents.shape), np.float32), np.zeros(frames, np.float32)
+        sums, nonfinite = np.zeros((2, *latents.shape), np.float32), np.zeros(1, np.int32)
         for one, prediction in zip(tiles, unet_out, strict=True):
-            kernels.accumulate_tile(sums, weights, prediction, one.frames, one.weights)
+            target.run(kernels.accumulate_tile, prediction, one.frames, one.weights, sums, nonfinite)
         mean = sums / weights[:, None, None, None]
         noise_pred = mean[0] + np.float32(guidance) * (mean[1] - mean[0])
         np.testing.assert_array_equal(noise_pred, arrays["noise_pred"][step, 0])
-        sigma, sigma_next = arrays["sigmas"][step : step + 2]
-        latents = kernels.guided_euler_step(latents, sums, weights, guidance, sigma, sigma_next)
+        next_input = np.empty_like(latents)
+        target.run(kernels.guided_euler_step, latents, sums, weights, table[step], nonfinite, next_input)
         np.testing.assert_array_equal(latents, arrays["latents"][step, 0])
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_pixels_are_the_reference_s(case: str) -> None:
     arrays = load_golden("e2e")
-    pixels = kernels.frames_to_u8(arrays[f"{case}.decoded"])[1:]
-    np.testing.assert_array_equal(pixels.transpose(0, 3, 1, 2), arrays[f"{case}.frames_u8"])
+    decoded = arrays[f"{case}.decoded"]
+    frames, _, height, width = decoded.shape
+    pixels = np.empty((frames, height, width, 3), np.uint8)
+    Target(CpuDevice()).run(kernels.frames_to_u8, decoded, pixels, np.zeros(1, np.int32))
+    np.testing.assert_array_equal(pixels[1:].transpose(0, 3, 1, 2), arrays[f"{case}.frames_u8"])
 
 
 def test_weights_rise_to_the_middle_and_the_reference_slot_has_one_share() -> None:

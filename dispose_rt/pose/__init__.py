@@ -4,6 +4,7 @@ from .align import Alignment, fit_alignment
 from .detect import PersonDetector
 from .draw import draw_pose
 from .estimate import PoseEstimator
+from .find import find_poses
 from .follow import fill_missing, follow_person
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "PoseEstimator",
     "draw_pose",
     "fill_missing",
+    "find_poses",
     "fit_alignment",
     "follow_person",
 ]

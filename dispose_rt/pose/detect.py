@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from ..backends.protocol import Engine
+from .. import kernels
+from ..backends import Engine
+from ..device import Array
 from ..types import F32, F64, U8
+from .on_device import answer, place_image
 
 INPUT_SIZE_PX = 640
-PADDING_LEVEL = 114
 PERSON_CLASS = 0
 SCORE_THRESHOLD = 0.3
 OVERLAP_THRESHOLD = 0.45
@@ -22,46 +23,37 @@ class PersonDetector:
 
     Args:
         engine: a loaded "person_detector".
+
+    Attributes:
+        engine: as given.
     """
 
     def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+        self.engine = engine
 
-    def detect(self, image: U8) -> F64:
+    def detect(self, image: U8 | Array) -> F64:
         """Find every person in an image.
 
         Args:
-            image: uint8 [H, W, 3], RGB. The published pipeline feeds RGB, without a swap to BGR.
+            image: uint8 [H, W, 3], RGB, on the host or the engine's device. The published pipeline feeds RGB, without
+                a swap to BGR.
 
         Returns:
             float64 [persons, 4], left, top, right, bottom in pixels of the image, best score first; may be empty.
 
         Raises:
-            EngineError: the engine failed.
+            InputError: the image is not such an array.
+            EngineError: the engine failed, or answered values that are not finite.
         """
-        pixels, ratio = letterbox(image)
-        predictions = self._engine.run({"images": pixels})["output"]
-        return decode_boxes(predictions[0], ratio)
+        with place_image(image, self.engine) as pixels:
+            kernels.letterbox(pixels, self.engine.tensor("images"), self.engine.stream)
+            [predictions] = answer(self.engine, "output")
+        return decode_boxes(predictions[0], letterbox_ratio(*image.shape[:2]))
 
 
-def letterbox(image: U8) -> tuple[F32, float]:
-    """Scale an image to fit the detector's square, at the top left, and pad the rest with grey.
-
-    Args:
-        image: uint8 [H, W, 3].
-
-    Returns:
-        float32 [1, 3, 640, 640], 0..255, not normalised; and the scale, detector pixels per image pixel.
-    """
-    height, width = image.shape[:2]
-    ratio = min(INPUT_SIZE_PX / height, INPUT_SIZE_PX / width)
-    # A side of an extremely long image may scale to less than a pixel.
-    scaled_height, scaled_width = max(1, int(height * ratio)), max(1, int(width * ratio))
-    canvas = np.full((INPUT_SIZE_PX, INPUT_SIZE_PX, 3), PADDING_LEVEL, np.uint8)
-    canvas[:scaled_height, :scaled_width] = cv2.resize(
-        image, (scaled_width, scaled_height), interpolation=cv2.INTER_LINEAR
-    )
-    return np.ascontiguousarray(canvas.transpose(2, 0, 1)[None], dtype=np.float32), ratio
+def letterbox_ratio(height: int, width: int) -> float:
+    """Detector pixels per pixel of an image that is scaled to fit the detector's square."""
+    return min(INPUT_SIZE_PX / height, INPUT_SIZE_PX / width)
 
 
 def decode_boxes(predictions: NDArray[np.generic], ratio: float) -> F64:

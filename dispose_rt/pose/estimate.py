@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from ..backends.protocol import Engine
-from ..types import F32, F64, U8, Pose
+from .. import kernels
+from ..backends import Engine
+from ..device import Array
+from ..types import F32, F64, I32, U8, Pose
+from .on_device import answer, place_image
 
 INPUT_WIDTH_PX, INPUT_HEIGHT_PX = 288, 384
 BOX_MARGIN = 1.25
@@ -32,16 +37,19 @@ class PoseEstimator:
 
     Args:
         engine: a loaded "pose_estimator".
+
+    Attributes:
+        engine: as given.
     """
 
     def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+        self.engine = engine
 
-    def estimate(self, image: U8, boxes_px: F64) -> Pose:
+    def estimate(self, image: U8 | Array, boxes_px: F64) -> Pose:
         """Estimate the pose of every person in an image.
 
         Args:
-            image: uint8 [H, W, 3], RGB.
+            image: uint8 [H, W, 3], RGB, on the host or the engine's device.
             boxes_px: float64 [persons, 4], left, top, right, bottom in pixels. With no box the whole image is taken for
                 one person, as the reference does, so the result is never empty; whether anybody was there shows in
                 `visible`.
@@ -50,37 +58,68 @@ class PoseEstimator:
             One pose per box, in the boxes' order.
 
         Raises:
-            EngineError: the engine failed.
+            InputError: the image is not such an array.
+            EngineError: the engine failed, or answered values that are not finite.
         """
         height, width = image.shape[:2]
         boxes = boxes_px if len(boxes_px) else np.array([[0, 0, width, height]], dtype=np.float64)
-        keypoints, scores = zip(*(self._estimate_person(image, box) for box in boxes), strict=True)
+        with place_image(image, self.engine) as pixels:
+            keypoints, scores = zip(*(self._estimate_person(pixels, box) for box in boxes), strict=True)
         return to_pose(np.stack(keypoints), np.stack(scores), boxes, height, width)
 
-    def _estimate_person(self, image: U8, box_px: F64) -> tuple[F64, F32]:
-        pixels, centre_px, size_px = crop_person(image, box_px)
-        answer = self._engine.run({"input": pixels})
-        return decode_simcc(answer["simcc_x"][0], answer["simcc_y"][0], centre_px, size_px)
+    def _estimate_person(self, image: Array, box_px: F64) -> tuple[F64, F32]:
+        centre_px, size_px = crop_window(box_px)
+        taps = crop_taps(image.shape[0], image.shape[1], centre_px, size_px[0])
+        device, stream = self.engine.device, self.engine.stream
+        with ExitStack() as arrays:
+            tables = []
+            for table in (*taps, _NORMALISED):
+                tables.append(device.array(table, stream))
+                arrays.callback(tables[-1].free)
+            rows, columns, normalised = tables
+            kernels.crop_person(image, rows, columns, normalised, self.engine.tensor("input"), stream)
+            simcc_x, simcc_y = answer(self.engine, "simcc_x", "simcc_y")
+        return decode_simcc(simcc_x[0], simcc_y[0], centre_px, size_px)
 
 
-def crop_person(image: U8, box_px: F64) -> tuple[F32, F64, F64]:
-    """Cut one person out of an image and normalise the crop for the pose network.
+def crop_window(box_px: F64) -> tuple[F64, F64]:
+    """Choose what the pose network sees of a person: the box and a margin, in the shape of the network's input.
 
     Args:
-        image: uint8 [H, W, 3], RGB.
         box_px: float64 [4], left, top, right, bottom in pixels.
 
     Returns:
-        float32 [1, 3, 384, 288] normalised with the ImageNet mean and deviation, black outside the image; the crop's
-        centre x, y and its size width, height in pixels of the image, float64 [2] each.
+        The crop's centre x, y and its size width, height in pixels of the image, float64 [2] each.
     """
     centre_px = (box_px[:2] + box_px[2:]) * 0.5
     width, height = (box_px[2:] - box_px[:2]) * BOX_MARGIN
     aspect = INPUT_WIDTH_PX / INPUT_HEIGHT_PX
-    size_px = np.array([width, width / aspect] if width > height * aspect else [height * aspect, height])
-    crop = _cut(image, centre_px, size_px[0])
-    pixels = np.stack([_NORMALISED[channel][crop[..., channel]] for channel in range(3)])
-    return pixels[None], centre_px, size_px
+    return centre_px, np.array([width, width / aspect] if width > height * aspect else [height * aspect, height])
+
+
+def crop_taps(height: int, width: int, centre_px: F64, width_px: float) -> tuple[I32, I32]:
+    """Tables for `kernels.crop_person`: which pixels of the image make up the lines and columns of a crop.
+
+    The crop has the pixels of `cv2.warpAffine` of OpenCV 4.10, which the reference was run with: bilinear, black
+    outside the image. Later releases compute the weights in floating point and differ by up to 4 levels, so its
+    fixed-point rule is written out here. Without rotation it separates into rows and columns, and in integers that is
+    exact.
+
+    Args:
+        height: of the image, in pixels.
+        width: of the image, in pixels.
+        centre_px: float64 [2], centre of the crop in the image.
+        width_px: of the crop in the image.
+
+    Returns:
+        int32 [384, 4] for the lines and int32 [288, 4] for the columns: two pixels within the image and their weights,
+        which add up to 32, or less at the border.
+    """
+    inverse = cv2.invertAffineTransform(_crop_transform(centre_px, width_px)) * _POSITIONS_PER_PX
+    # Scale and offset are rounded one by one along x and together along y.
+    x = np.rint(inverse[0, 0] * np.arange(INPUT_WIDTH_PX)) + np.rint(inverse[0, 2])
+    y = np.rint(inverse[1, 1] * np.arange(INPUT_HEIGHT_PX) + inverse[1, 2])
+    return _axis_taps(y, height), _axis_taps(x, width)
 
 
 def decode_simcc(
@@ -152,28 +191,6 @@ def _normalisation_table() -> F32:
 _NORMALISED = _normalisation_table()
 
 
-def _cut(image: U8, centre_px: F64, width_px: float) -> U8:
-    """Scale a window of an image to the network's input, bilinear, black outside the image.
-
-    These are the pixels of `cv2.warpAffine` of OpenCV 4.10, which the reference was run with. Later releases compute
-    the weights in floating point and differ by up to 4 levels, so its fixed-point rule is written out here. Without
-    rotation it separates into rows and columns, and in integers that is exact.
-    """
-    inverse = cv2.invertAffineTransform(_crop_transform(centre_px, width_px)) * _POSITIONS_PER_PX
-    # Scale and offset are rounded one by one along x and together along y.
-    x = np.rint(inverse[0, 0] * np.arange(INPUT_WIDTH_PX)) + np.rint(inverse[0, 2])
-    y = np.rint(inverse[1, 1] * np.arange(INPUT_HEIGHT_PX) + inverse[1, 2])
-    columns, column_weights = _axis_taps(x, image.shape[1])
-    rows, row_weights = _axis_taps(y, image.shape[0])
-    used, lines = np.unique(rows, return_inverse=True)
-    source, lines = image[used], lines.reshape(rows.shape)
-    across = column_weights.astype(np.uint16)[..., None]
-    line = source[:, columns[0]] * across[0] + source[:, columns[1]] * across[1]  # at most 255 * 32
-    down = row_weights.astype(np.uint32)[..., None, None]
-    total: NDArray[np.uint32] = line[lines[0]] * down[0] + line[lines[1]] * down[1]
-    return ((total + _WEIGHT_ONE**2 // 2) // _WEIGHT_ONE**2).astype(np.uint8)
-
-
 def _crop_transform(centre_px: F64, width_px: float) -> F64:
     """Affine map from image to crop, [2, 3], through three point pairs in float32 like the reference's."""
     half_width = INPUT_WIDTH_PX / 2
@@ -185,7 +202,7 @@ def _crop_transform(centre_px: F64, width_px: float) -> F64:
     return np.asarray(cv2.getAffineTransform(np.array([centre, above, corner]), np.array(target, dtype=np.float32)))
 
 
-def _axis_taps(positions: F64, extent: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _axis_taps(positions: F64, extent: int) -> I32:
     """Two source pixels and their weights for every target pixel along one axis.
 
     Args:
@@ -193,12 +210,13 @@ def _axis_taps(positions: F64, extent: int) -> tuple[NDArray[np.int64], NDArray[
         extent: source pixels.
 
     Returns:
-        [2, count] indices within the source and [2, count] weights that add up to 32, or less at the border: pixels
+        int32 [count, 4]: indices within the source, and weights that add up to 32, or less at the border: pixels
         outside are black.
     """
     step = _POSITIONS_PER_PX // _WEIGHT_ONE
     cut = (positions.astype(np.int64) + step // 2) // step
     whole, fraction = np.divmod(cut, _WEIGHT_ONE)
-    taps = np.stack([whole, whole + 1])
-    weights = np.stack([_WEIGHT_ONE - fraction, fraction])
-    return taps.clip(0, extent - 1), np.where((taps >= 0) & (taps < extent), weights, 0)
+    taps = np.stack([whole, whole + 1], axis=1)
+    weights = np.stack([_WEIGHT_ONE - fraction, fraction], axis=1)
+    inside = (taps >= 0) & (taps < extent)
+    return np.concatenate([taps.clip(0, extent - 1), np.where(inside, weights, 0)], axis=1).astype(np.int32)

@@ -7,47 +7,55 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime
+from fake_engine import FakeEngine
 from golden_data import load_golden
 from numpy.typing import NDArray
 
+from dispose_rt.contract import Sizes
+from dispose_rt.device.cpu import CpuStream
+from dispose_rt.pose import PersonDetector, PoseEstimator
 from dispose_rt.types import Pose
 
-
-class PublishedEngine:
-    """A published ONNX file as an `Engine`, without a manifest around it."""
-
-    def __init__(self, name: str, path: Path) -> None:
-        self.name = name
-        self._session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-
-    def run(self, inputs: Mapping[str, NDArray[np.generic]]) -> dict[str, NDArray[np.generic]]:
-        names = [output.name for output in self._session.get_outputs()]
-        return dict(zip(names, self._session.run(names, dict(inputs)), strict=True))
-
-    def max_batch(self, dimension: str) -> int:
-        raise NotImplementedError(dimension)
-
-    def close(self) -> None:
-        del self._session
+SIZES = Sizes(64, 64)
 
 
-class RecordedEngine:
+class PublishedEngine(FakeEngine):
+    """A published ONNX file as an engine, without a manifest around it."""
+
+    def __init__(self, name: str, file: Path | bytes) -> None:
+        source = file if isinstance(file, bytes) else str(file)
+        session = onnxruntime.InferenceSession(source, providers=["CPUExecutionProvider"])
+        names = [output.name for output in session.get_outputs()]
+        super().__init__(name, SIZES, lambda inputs: dict(zip(names, session.run(names, dict(inputs)), strict=True)))
+
+
+class RecordedEngine(FakeEngine):
     """Answers with stored arrays, one set per call, and keeps what it was asked."""
 
-    def __init__(self, name: str, answers: list[dict[str, NDArray[np.generic]]]) -> None:
-        self.name = name
+    def __init__(
+        self, name: str, answers: list[dict[str, NDArray[np.generic]]], stream: CpuStream | None = None
+    ) -> None:
+        super().__init__(name, SIZES, self._answer, stream=stream)
         self.answers = list(answers)
         self.asked: list[Mapping[str, NDArray[np.generic]]] = []
 
-    def run(self, inputs: Mapping[str, NDArray[np.generic]]) -> dict[str, NDArray[np.generic]]:
+    def _answer(self, inputs: Mapping[str, NDArray[np.generic]]) -> dict[str, NDArray[np.generic]]:
         self.asked.append(inputs)
         return self.answers.pop(0)
 
-    def max_batch(self, dimension: str) -> int:
-        raise NotImplementedError(dimension)
 
-    def close(self) -> None:
-        self.answers.clear()
+def detector_input(image: NDArray[np.uint8]) -> NDArray[np.generic]:
+    """float32 [1, 3, 640, 640], what the detector gets to see."""
+    engine = RecordedEngine("person_detector", [{"output": 0}])
+    PersonDetector(engine).detect(image)
+    return engine.asked[0]["images"]
+
+
+def estimator_input(image: NDArray[np.uint8], box_px: NDArray[np.float64]) -> NDArray[np.generic]:
+    """float32 [1, 3, 384, 288], what the pose network gets to see of a person."""
+    engine = RecordedEngine("pose_estimator", [{"simcc_x": 0, "simcc_y": 0}])
+    PoseEstimator(engine).estimate(image, box_px[None])
+    return engine.asked[0]["input"]
 
 
 def read_pose(file: str, prefix: str, row: int | None = None) -> Pose:

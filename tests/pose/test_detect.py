@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from golden_data import load_golden
 
-from dispose_rt.pose.detect import PersonDetector, decode_boxes, letterbox
+from dispose_rt.errors import EngineError, InputError
+from dispose_rt.pose.detect import PersonDetector, decode_boxes, letterbox_ratio
 
-from .golden_poses import RecordedEngine
+from .golden_poses import RecordedEngine, detector_input
 
 CASES = tuple(load_golden("dwpose")["cases"])
 #: first row of every stride in the detector's answer
@@ -22,17 +23,14 @@ def stored_boxes(case):
 @pytest.mark.parametrize("case", CASES)
 def test_letterbox_is_the_published_one(case):
     arrays = load_golden("dwpose")
-    pixels, ratio = letterbox(arrays[f"{case}.image"])
-    assert pixels.dtype == np.float32
-    assert pixels.flags.c_contiguous
-    np.testing.assert_array_equal(pixels[0], arrays[f"{case}.letterbox"])
-    assert ratio == 640 / max(arrays[f"{case}.image"].shape)
+    image = arrays[f"{case}.image"]
+    np.testing.assert_array_equal(detector_input(image)[0], arrays[f"{case}.letterbox"])
+    assert letterbox_ratio(*image.shape[:2]) == 640 / max(image.shape)
 
 
 @pytest.mark.parametrize("shape", [(1, 2000), (2000, 1), (641, 639), (1, 1)])
 def test_letterbox_takes_any_shape(shape):
-    pixels, _ = letterbox(np.full((*shape, 3), 7, np.uint8))
-    assert pixels.shape == (1, 3, 640, 640)
+    pixels = detector_input(np.full((*shape, 3), 7, np.uint8))
     assert pixels[0, 0, 0, 0] == 7
     assert pixels[0, 0, -1, -1] == (7 if shape[0] == shape[1] else 114)
 
@@ -40,8 +38,7 @@ def test_letterbox_takes_any_shape(shape):
 @pytest.mark.parametrize("case", CASES)
 def test_stored_answers_decode_to_the_published_boxes(case):
     arrays = load_golden("dwpose")
-    _, ratio = letterbox(arrays[f"{case}.image"])
-    boxes = decode_boxes(arrays[f"{case}.raw_det"][0], ratio)
+    boxes = decode_boxes(arrays[f"{case}.raw_det"][0], letterbox_ratio(*arrays[f"{case}.image"].shape[:2]))
     assert boxes.dtype == np.float64
     np.testing.assert_array_equal(boxes, stored_boxes(case))
 
@@ -52,6 +49,33 @@ def test_the_detector_feeds_the_letterbox_and_decodes_the_answer():
     boxes = PersonDetector(engine).detect(arrays["two_persons.image"])
     np.testing.assert_array_equal(boxes, stored_boxes("two_persons"))
     np.testing.assert_array_equal(engine.asked[0]["images"][0], arrays["two_persons.letterbox"])
+
+
+def test_an_image_on_the_device_is_taken_where_it_lies():
+    arrays = load_golden("dwpose")
+    image = arrays["two_persons.image"]
+    engine = RecordedEngine("person_detector", [{"output": arrays["two_persons.raw_det"]}] * 2)
+    detector = PersonDetector(engine)
+    detector.detect(image)
+    used_bytes = engine.device.pool.used_bytes
+    pixels = engine.device.array(image, engine.stream)
+    boxes = detector.detect(pixels)
+    pixels.free()
+    np.testing.assert_array_equal(boxes, stored_boxes("two_persons"))
+    np.testing.assert_array_equal(engine.asked[1]["images"], engine.asked[0]["images"])
+    assert engine.device.pool.used_bytes == used_bytes
+
+
+@pytest.mark.parametrize("image", [np.zeros((5, 5), np.uint8), np.zeros((5, 5, 4), np.uint8), np.zeros((5, 5, 3))])
+def test_images_that_are_no_rgb_pixels_are_refused(image):
+    with pytest.raises(InputError, match=r"expected uint8 \[height, width, 3\]"):
+        PersonDetector(RecordedEngine("person_detector", [])).detect(image)
+
+
+def test_a_detector_that_answers_nan_is_named():
+    engine = RecordedEngine("person_detector", [{"output": np.nan}])
+    with pytest.raises(EngineError, match="person_detector answered non-finite values in float32: output"):
+        PersonDetector(engine).detect(np.zeros((5, 5, 3), np.uint8))
 
 
 def answer(*rows):

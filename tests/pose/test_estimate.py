@@ -8,9 +8,12 @@ import numpy as np
 import pytest
 from golden_data import load_golden
 
-from dispose_rt.pose.estimate import PoseEstimator, crop_person, decode_simcc, to_pose
+from dispose_rt.device import Array
+from dispose_rt.errors import EngineError
+from dispose_rt.pose import PersonDetector, PoseEstimator, find_poses
+from dispose_rt.pose.estimate import crop_window, decode_simcc, to_pose
 
-from .golden_poses import RecordedEngine, assert_same_pose, read_pose
+from .golden_poses import RecordedEngine, assert_same_pose, estimator_input, read_pose
 
 CASES = tuple(load_golden("dwpose")["cases"])
 E2E_CASES = tuple(load_golden("e2e")["cases"])
@@ -24,16 +27,13 @@ def case_boxes(case):
     return boxes if len(boxes) else np.array([[0.0, 0, width, height]])
 
 
-def case_crops(case):
-    image = load_golden("dwpose")[f"{case}.image"]
-    return [crop_person(image, box) for box in case_boxes(case)]
-
-
 @pytest.mark.parametrize("case", CASES)
 def test_crops_are_the_published_ones(case):
     arrays = load_golden("dwpose")
-    for person, (pixels, centre_px, size_px) in enumerate(case_crops(case)):
+    for person, box in enumerate(case_boxes(case)):
+        pixels = estimator_input(arrays[f"{case}.image"], box)
         np.testing.assert_array_equal(pixels[0], arrays[f"{case}.pose_input"][person])
+        centre_px, size_px = crop_window(box)
         np.testing.assert_array_equal([*centre_px, *size_px], arrays[f"{case}.crop_center_scale"][person])
 
 
@@ -50,15 +50,15 @@ def test_crops_keep_to_the_fixed_point_rule_of_opencv_410(box_px, crc):
     """The crc32 of cv2.warpAffine of OpenCV 4.10.0 on this image, normalised; OpenCV 5 is up to 4 levels away."""
     y, x, channel = np.mgrid[:270, :480, :3]
     image = ((x * 7 + y * 13 + channel * 50) ^ (x * y // 5)).astype(np.uint8)
-    pixels, _, _ = crop_person(image, np.array(box_px, dtype=np.float64))
-    assert pixels.flags.c_contiguous
+    pixels = estimator_input(image, np.array(box_px, dtype=np.float64))
     assert zlib.crc32(pixels.tobytes()) == crc
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_stored_answers_decode_to_the_published_keypoints(case):
     arrays = load_golden("dwpose")
-    for person, (_, centre_px, size_px) in enumerate(case_crops(case)):
+    for person, box in enumerate(case_boxes(case)):
+        centre_px, size_px = crop_window(box)
         simcc = arrays[f"{case}.simcc_x"][person], arrays[f"{case}.simcc_y"][person]
         keypoints, scores = decode_simcc(*simcc, centre_px, size_px)
         np.testing.assert_array_equal(keypoints, arrays[f"{case}.keypoints133"][person])
@@ -83,6 +83,42 @@ def test_the_estimator_runs_once_per_person(case):
     pose = PoseEstimator(engine).estimate(arrays[f"{case}.image"], arrays[f"{case}.boxes"].reshape(-1, 4))
     assert_same_pose(pose, read_pose("dwpose", f"{case}."))
     assert not engine.answers
+    engine.close()
+    assert engine.device.pool.used_bytes == 0
+
+
+def recorded_engines(case, shared):
+    """Detector and estimator with the case's answers, on one device or on two."""
+    arrays = load_golden("dwpose")
+    detector = RecordedEngine("person_detector", [{"output": arrays[f"{case}.raw_det"]}])
+    simcc = zip(arrays[f"{case}.simcc_x"], arrays[f"{case}.simcc_y"], strict=True)
+    answers = [{"simcc_x": x[None], "simcc_y": y[None]} for x, y in simcc]
+    return detector, RecordedEngine("pose_estimator", answers, detector.stream if shared else None)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("case", CASES)
+def test_everybody_in_an_image_is_found(case, shared, monkeypatch):
+    uploads = []
+    upload = Array.upload
+    monkeypatch.setattr(
+        Array, "upload", lambda array, values, stream: (uploads.append(array.dtype), upload(array, values, stream))
+    )
+    detector, estimator = recorded_engines(case, shared)
+    image = load_golden("dwpose")[f"{case}.image"]
+    pose = find_poses(image, PersonDetector(detector), PoseEstimator(estimator))
+    assert_same_pose(pose, read_pose("dwpose", f"{case}."))
+    np.testing.assert_array_equal(pose.boxes_px, case_boxes(case))
+    assert uploads.count("uint8") == (1 if shared else 2)
+    detector.close()
+    estimator.close()
+    assert detector.device.pool.used_bytes == estimator.device.pool.used_bytes == 0
+
+
+def test_an_estimator_that_answers_nan_is_named():
+    engine = RecordedEngine("pose_estimator", [{"simcc_x": 0, "simcc_y": np.nan}])
+    with pytest.raises(EngineError, match="pose_estimator answered non-finite values in float32: simcc_y"):
+        PoseEstimator(engine).estimate(np.zeros((5, 5, 3), np.uint8), np.zeros((0, 4)))
 
 
 @pytest.mark.parametrize("case", E2E_CASES)
