@@ -3,10 +3,10 @@
     python benchmarks/denoise_step.py [--json FILE] [--paths eager,compiled-graph] [--engines DIR]
 
 Random weights, guidance on, 16 frames of 576x1024, half precision. The ways: eager PyTorch, torch.compile ("jit"),
-AOTInductor packages, and the TensorRT engines of a directory that was built with the same random weights; each as it
-is, and replayed from a CUDA graph ("-graph"). One that fails is reported, and the next one runs. Errors are relative
-to eager PyTorch in float32 from the same weights and inputs. Numbers are written after every way, and added to those
-that the file holds.
+AOTInductor packages, and the engines of a directory that was built with the same random weights; each as it is, and
+replayed from a CUDA graph ("-graph"). One that fails is reported, and the next one runs. Errors are relative to eager
+PyTorch in float32 from the same weights and inputs. Numbers are written after every way, and added to those that the
+file holds.
 
 Packages are compiled in two processes at once and kept in --packages; --compile-only ends after that.
 """
@@ -27,20 +27,20 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+if not __package__:  # run as a script: its folder's kernels.py would pass for an optional package of transformers
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.step_runners import EngineStep, Step, TorchStep, captured, load_packages
+from dispose_rt.contract import NETWORKS, Sizes
+from dispose_rt.errors import InputError
+from export.onnx_export import sample_inputs
+from export.random_weights import random_module
+
 ROOT = Path(__file__).resolve().parents[1]
-if str(ROOT) not in sys.path:
-    sys.path.insert(0, str(ROOT))  # the exporter is not installed under this name
-
-import torch  # noqa: E402
-from step_runners import EngineStep, Step, TorchStep, captured, load_packages  # noqa: E402
-from torch import Tensor  # noqa: E402
-from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
-
-from dispose_rt.contract import NETWORKS, Sizes  # noqa: E402
-from dispose_rt.errors import InputError  # noqa: E402
-from export.onnx_export import sample_inputs  # noqa: E402
-from export.random_weights import random_module  # noqa: E402
-
 DENOISERS = ("controlnet", "unet")
 KINDS = ("eager", "jit", "compiled", "engines")
 PATHS = tuple(kind + graph for kind in KINDS for graph in ("", "-graph"))
@@ -144,7 +144,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--precision", choices=DTYPES, default=None, help="default: fp16 on a GPU, else fp32")
     parser.add_argument("--paths", type=_paths, help=f"comma-separated, of {', '.join(PATHS)}")
     parser.add_argument("--packages", type=Path, default=ROOT / "out" / "packages", metavar="DIR")
-    parser.add_argument("--engines", type=Path, default=None, metavar="DIR", help="directory of TensorRT engines")
+    parser.add_argument("--engines", type=Path, default=None, metavar="DIR", help="engine directory")
     parser.add_argument("--compile-only", action="store_true", help="compile the packages and end")
     parser.add_argument("--force", action="store_true", help="compile packages that are there already")
     parser.add_argument("--budget-seconds", type=float, default=3600, help="start nothing after this time")

@@ -2,9 +2,9 @@
 
     make demo && python benchmarks/stages.py
 
-Both sides of a ratio take the same inputs, run in the same process on all cores, and their results are compared. Times
-are the best of several rounds. The plain point scatter holds the enlarged feature map as the reference code does: 3 GB,
-and needs torch (`pip install '.[export]'`).
+Both sides of a ratio take the same inputs, run in the same process on all cores of the CPU, and their results are
+compared. Times are the best of several rounds. The plain point scatter holds the enlarged feature map as the reference
+code does: 3 GB, and needs torch (`pip install '.[export]'`).
 """
 
 from __future__ import annotations
@@ -13,20 +13,29 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
+
+if not __package__:  # run as a script: its folder's kernels.py would pass for an optional package of transformers
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import cv2
 import numpy as np
 
-from dispose_rt import Animator
-from dispose_rt.appearance import joint_embeddings, point_features
+from dispose_rt import Animator, kernels
+from dispose_rt.appearance import encode_points, joint_embeddings
+from dispose_rt.backends import Engine
+from dispose_rt.contract import Sizes
+from dispose_rt.device import Array, CpuDevice, Stream
+from dispose_rt.device.cpu import as_numpy, submit
 from dispose_rt.errors import DisposeError
-from dispose_rt.kernels import POINT_LEVEL_FACTORS
-from dispose_rt.motion import joint_tracks_px, trajectory_flow
+from dispose_rt.motion import joint_tracks_px, trajectory_impulses
 from dispose_rt.types import F32, JOINTS, Track
+
+Result = TypeVar("Result")
 
 WIDTH, HEIGHT, FRAMES = 576, 1024, 16
 DIFT_CHANNELS, LEVEL_CHANNELS = 1280, (320, 640, 1280, 1280)
@@ -87,34 +96,87 @@ def kernel_ratios() -> list[Ratio]:
     """Measure the trajectory flow and the point scatter against their plain implementations."""
     track = dancing_track()
     features = np.random.default_rng(1).standard_normal((1, DIFT_CHANNELS, HEIGHT // 16, WIDTH // 16), dtype=np.float32)
-    encoder = SlicingEncoder()
-
-    def our_points() -> tuple[F32, ...]:
-        embeddings = joint_embeddings(features, track, HEIGHT, WIDTH)
-        return point_features(track, embeddings, encoder, HEIGHT, WIDTH)
-
+    stream = CpuDevice().stream()
     return [
-        _compare("trajectory flow", lambda: (plain_trajectory_flow(track),), lambda: (_our_flow(track),)),
-        _compare("point scatter", lambda: plain_point_features(track, features), our_points),
+        _compare("trajectory flow", lambda: (plain_trajectory_flow(track),), OurFlow(track, stream)),
+        _compare("point scatter", lambda: plain_point_features(track, features), OurPoints(track, features, stream)),
     ]
 
 
-def _our_flow(track: Track) -> F32:
-    return trajectory_flow(track, HEIGHT, WIDTH)
+class Ours(ABC):
+    """A part of the runtime, from what is on the host to arrays on the device, which are allocated once.
+
+    Attributes:
+        results: the arrays.
+        stream: on which they are filled.
+    """
+
+    results: list[Array]
+    stream: Stream
+
+    @abstractmethod
+    def run(self) -> None:
+        """Fill the arrays, and wait for it."""
+
+    def download(self) -> tuple[F32, ...]:
+        """Copy the arrays to the host."""
+        return tuple(array.download(self.stream) for array in self.results)
 
 
-def _compare(name: str, plain: Callable[[], tuple[F32, ...]], ours: Callable[[], tuple[F32, ...]]) -> Ratio:
+class OurFlow(Ours):
+    """The trajectory flow of a track."""
+
+    def __init__(self, track: Track, stream: Stream) -> None:
+        self._track = track
+        self.stream = stream
+        self.results = [stream.device.empty((FRAMES - 1, 2, HEIGHT, WIDTH), "float32")]
+
+    def run(self) -> None:
+        """See `Ours.run`."""
+        impulses = trajectory_impulses(self._track, HEIGHT, WIDTH)
+        arrays = [self.stream.device.array(one, self.stream) for one in (impulses.positions_px, impulses.flow_px)]
+        kernels.splat_gaussian_flow(arrays[0], arrays[1], self.results[0], self.stream)
+        self.stream.synchronize()
+        for array in arrays:
+            array.free()
+
+
+class OurPoints(Ours):
+    """The point features of a track."""
+
+    def __init__(self, track: Track, features: F32, stream: Stream) -> None:
+        self._track = track
+        self.stream = stream
+        self._dift = StandIn("dift", stream)
+        self._dift.tensor("features").upload(features, stream)
+        self._encoder = SlicingEncoder("point_encoder", stream)
+        self.results = [
+            stream.device.empty((FRAMES, channels, HEIGHT // 16 // factor, WIDTH // 16 // factor), "float32")
+            for channels, factor in zip(LEVEL_CHANNELS, kernels.POINT_LEVEL_FACTORS, strict=True)
+        ]
+
+    def run(self) -> None:
+        """See `Ours.run`."""
+        embeddings = joint_embeddings(self._dift, self._track, HEIGHT, WIDTH)
+        points = encode_points(self._track, embeddings, self._encoder, HEIGHT, WIDTH)
+        cells = self.stream.device.array(points.cells, self.stream)
+        kernels.scatter_point_features(cells, points.tables, self.results, self.stream)
+        self.stream.synchronize()
+        cells.free()
+        points.close()
+
+
+def _compare(name: str, plain: Callable[[], tuple[F32, ...]], ours: Ours) -> Ratio:
     plain_s, expected = _best_of(PLAIN_ROUNDS, plain)
-    ours_s, got = _best_of(OUR_ROUNDS, ours)
-    difference = max(float(np.abs(one - other).max()) for one, other in zip(got, expected, strict=True))
+    ours_s, _ = _best_of(OUR_ROUNDS, ours.run)
+    difference = max(float(np.abs(one - other).max()) for one, other in zip(ours.download(), expected, strict=True))
     if not difference < 1e-5:
         raise RuntimeError(f"{name}: the two implementations differ by {difference}; their times mean nothing")
     return Ratio(name, plain_s, ours_s, difference)
 
 
-def _best_of(rounds: int, run: Callable[[], tuple[F32, ...]]) -> tuple[float, tuple[F32, ...]]:
+def _best_of(rounds: int, run: Callable[[], Result]) -> tuple[float, Result]:
     best = float("inf")
-    result: tuple[F32, ...] = ()
     for _ in range(rounds):
         start = time.perf_counter()
         result = run()
@@ -130,22 +192,36 @@ def dancing_track() -> Track:
     return Track(standing + np.cumsum(steps, axis=0), rng.random((FRAMES, JOINTS)) > 0.05)
 
 
-class SlicingEncoder:
+class StandIn(Engine):
+    """A network on the CPU whose outputs are whatever its arrays hold."""
+
+    def __init__(self, name: str, stream: Stream) -> None:
+        super().__init__(name, Sizes(WIDTH, HEIGHT), "float32", stream.device, stream)
+
+    def _place(self, name: str, array: Array) -> None:
+        """Nothing to tell."""
+
+    def _resize(self) -> None:
+        """Nothing to tell."""
+
+    def _queue(self, stream: Stream) -> None:
+        """Nothing to do."""
+
+    def _free(self) -> None:
+        """Nothing to free."""
+
+
+class SlicingEncoder(StandIn):
     """Stands in for the point encoder, which is no kernel: level i is the first channels of the embedding."""
 
-    name = "point_encoder"
+    def _queue(self, stream: Stream) -> None:
+        submit(stream, self._slice)
 
-    def run(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
-        """Answer the first channels."""
-        rows = inputs["embeddings"]
-        return {f"point_features_{i}": np.ascontiguousarray(rows[:, :c]) for i, c in enumerate(LEVEL_CHANNELS)}
-
-    def max_batch(self, dimension: str) -> int:
-        """As many as the engines take by default."""
-        return 256
-
-    def close(self) -> None:
-        """Nothing to free."""
+    def _slice(self) -> None:
+        rows = self.shape("embeddings")[0]
+        embeddings = as_numpy(self.tensor("embeddings"))
+        for level, channels in enumerate(LEVEL_CHANNELS):
+            as_numpy(self.tensor(f"point_features_{level}"))[:rows] = embeddings[:rows, :channels]
 
 
 def plain_trajectory_flow(track: Track) -> F32:
@@ -175,7 +251,7 @@ def plain_point_features(track: Track, features: F32) -> tuple[F32, ...]:
         embeddings[joint] = enlarged[:, row, column]
     means, occupied = _plain_grids(track, embeddings)
     levels = []
-    for channels, factor in zip(LEVEL_CHANNELS, POINT_LEVEL_FACTORS, strict=True):
+    for channels, factor in zip(LEVEL_CHANNELS, kernels.POINT_LEVEL_FACTORS, strict=True):
         size = (HEIGHT // 16 // factor, WIDTH // 16 // factor)
         level = torch.nn.functional.interpolate(torch.from_numpy(means[:, :channels]), size, mode="bilinear")
         mask = torch.nn.functional.interpolate(torch.from_numpy(occupied), size, mode="nearest")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,7 +11,9 @@ from torch import Tensor
 
 from dispose_rt.backends import Engines
 from dispose_rt.backends.aotinductor import LoadedPackage
+from dispose_rt.backends.torch_tensors import view_as_tensor
 from dispose_rt.contract import NETWORKS
+from dispose_rt.device import Graph
 from dispose_rt.errors import InputError
 from dispose_rt.manifest import read_manifest
 
@@ -104,84 +105,78 @@ def _on_contiguous(package: LoadedPackage) -> Network:
     return lambda *inputs: package.run([tensor.contiguous() for tensor in inputs])
 
 
-@dataclass(frozen=True)
-class _CurrentStream:
-    """PyTorch's current stream as our backends take it."""
-
-    handle: int
-
-
 class EngineStep:
-    """The TensorRT engines of a directory. Residuals are copied from the one to the other on the device.
+    """The engines of a directory, on their own stream; the UNet reads the residuals where the ControlNet wrote them.
 
     Args:
         folder: the engine directory.
         inputs: by the contract's names.
 
     Raises:
-        DisposeError: the directory is unusable here, or was built for another backend.
+        DisposeError: the directory is unusable here.
     """
 
     def __init__(self, folder: Path, inputs: Mapping[str, Tensor]) -> None:
-        self._engines = Engines(read_manifest(folder), "cuda")
-        # opened through the protocol of all backends; what follows is TensorRT's own
-        engines: list[Any] = [self._engines(name) for name in ("controlnet", "unet")]
-        if not all(hasattr(engine, "enqueue") for engine in engines):
-            raise InputError(f"{folder} holds no TensorRT engines")
-        self._controlnet, self._unet = engines
-        self._tensors: dict[str, dict[str, Tensor]] = {
-            engine.name: {tensor: _view(array) for tensor, array in engine.tensors.items()} for engine in engines
-        }
-        for tensors in self._tensors.values():
-            for name, value in inputs.items():
-                if name in tensors:
-                    tensors[name].copy_(value)
+        self._engines = Engines(read_manifest(folder))
+        self._opener = self._engines.opener
+        self._graph: Graph | None = None
+        self._controlnet, self._unet = self._engines("controlnet"), self._engines("unet")
+        for tensor in NETWORKS["controlnet"].outputs:
+            self._unet.bind(tensor.name, self._controlnet.tensor(tensor.name))
+        for engine in (self._controlnet, self._unet):
+            for tensor in NETWORKS[engine.name].inputs:
+                if tensor.name in inputs:
+                    view_as_tensor(torch, engine.tensor(tensor.name)).copy_(inputs[tensor.name])
+        if self._opener.device.name != "cpu":
+            torch.cuda.synchronize()
 
     def run(self) -> None:
-        """Queue it on the current stream."""
-        self._enqueue(self._controlnet)
-        residuals = self._tensors["unet"]
-        for name, value in self._tensors["controlnet"].items():
-            if name.startswith("residual_"):
-                residuals[name].copy_(value)
-        self._enqueue(self._unet)
+        """Queue it behind the current stream of PyTorch, which waits for it."""
+        self._in_turn(self._enqueue)
 
-    def _enqueue(self, engine: Any) -> None:
-        engine.enqueue(_CurrentStream(torch.cuda.current_stream().cuda_stream))
+    def _enqueue(self) -> None:
+        self._controlnet.enqueue(self._opener.stream)
+        self._unet.enqueue(self._opener.stream)
+
+    def _in_turn(self, queue: Callable[[], None]) -> None:
+        if self._opener.device.name == "cpu":
+            queue()
+            return
+        ours: Any = torch.cuda.ExternalStream(self._opener.stream.handle, self._opener.device.name)  # type: ignore[no-untyped-call]
+        ours.wait_stream(torch.cuda.current_stream())
+        queue()
+        torch.cuda.current_stream().wait_stream(ours)
 
     def parts(self) -> Mapping[str, Callable[[], None]]:
         """The two networks alone."""
+        stream = self._opener.stream
         return {
-            "controlnet": lambda: self._enqueue(self._controlnet),
-            "unet": lambda: self._enqueue(self._unet),
+            "controlnet": lambda: self._in_turn(lambda: self._controlnet.enqueue(stream)),
+            "unet": lambda: self._in_turn(lambda: self._unet.enqueue(stream)),
         }
+
+    def capture(self) -> Callable[[], None]:
+        """Capture a step, as the runtime does. Returns a function that launches it.
+
+        Raises:
+            DisposeError: it cannot be captured.
+        """
+        self._enqueue()
+        self._opener.stream.synchronize()
+        graph = self._graph = self._opener.capture(self._enqueue)
+        return lambda: self._in_turn(lambda: graph.launch(self._opener.stream))
 
     def noise_pred(self) -> Tensor:
         """What the last run computed."""
-        return self._tensors["unet"]["noise_pred"]
+        noise: Tensor = view_as_tensor(torch, self._unet.tensor("noise_pred"))
+        return noise
 
     def close(self) -> None:
-        """Free the engines."""
-        torch.cuda.synchronize()
-        self._tensors.clear()
+        """Free graph and engines."""
+        self._opener.stream.synchronize()
+        if self._graph is not None:
+            self._graph.close()
         self._engines.close()
-
-
-class _Exposed:
-    """Device memory of ours under the protocol by which PyTorch takes it without a copy."""
-
-    def __init__(self, array: Any) -> None:
-        kinds = {"float32": "<f4", "float16": "<f2"}
-        self.__cuda_array_interface__ = {
-            "shape": array.shape,
-            "typestr": kinds[array.dtype],
-            "data": (array.address, False),
-            "version": 3,
-        }
-
-
-def _view(array: Any) -> Tensor:
-    return torch.as_tensor(_Exposed(array), device="cuda")
 
 
 def captured(step: Step) -> Callable[[], None]:
@@ -191,8 +186,11 @@ def captured(step: Step) -> Callable[[], None]:
         A function that replays it on the current stream; `step.noise_pred()` is written by every replay.
 
     Raises:
-        RuntimeError: the capture failed.
+        RuntimeError: PyTorch's capture failed.
+        DisposeError: ours did.
     """
+    if isinstance(step, EngineStep):
+        return step.capture()
     stream: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):

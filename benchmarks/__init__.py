@@ -1,0 +1,1 @@
+"""What is measured, by scripts: `python benchmarks/NAME.py --help`."""
