@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
 from .backends.tensorrt_flavour import FLAVOURS, portable_plan_runs_on, tensorrt_version
-from .device import Gpu, resolve_device
+from .device import Gpu, compiled_module, resolve_device
 from .errors import DeviceError, EngineError, ManifestError
 from .integrity import find_damage, repair_advice
 from .manifest import Manifest
@@ -22,6 +22,14 @@ def _package_version(package: str) -> str | None:
         return None
 
 
+def _kernel_problem() -> str | None:
+    try:
+        compiled_module("cuda")
+    except DeviceError as error:
+        return str(error)
+    return None
+
+
 @dataclass(frozen=True)
 class Host:
     """What the machine has; looked up when it is needed.
@@ -30,11 +38,13 @@ class Host:
         resolve_gpu: the GPU that a device string means; DeviceError where there is none.
         tensorrt_version: version of a flavour of TensorRT; EngineError where it cannot be imported.
         package_version: version of an installed Python package, or None.
+        kernel_problem: why our CUDA kernels cannot be used, or None.
     """
 
     resolve_gpu: Callable[[str], Gpu] = resolve_device
     tensorrt_version: Callable[[str], str] = tensorrt_version
     package_version: Callable[[str], str | None] = _package_version
+    kernel_problem: Callable[[], str | None] = _kernel_problem
 
 
 @dataclass(frozen=True)
@@ -151,8 +161,12 @@ def _device_problems(manifest: Manifest, device: str, host: Host) -> Iterator[Pr
             f"Pass device='auto' or 'cuda', or build engines for the CPU: {on_cpu}",
         )
         return
-    if manifest.backend == "aotinductor" and host.package_version("cuda-bindings") is None:
-        return  # torch needs no bindings of ours, and the backend asks torch
+    if reason := host.kernel_problem():
+        yield Problem(
+            reason,
+            "Install the package where a CUDA compiler is (nvcc, of NVIDIA's CUDA toolkit): "
+            "DISPOSE_RT_CUDA=ON pip install --force-reinstall --no-deps . in the source tree",
+        )
     try:
         gpu = host.resolve_gpu(device)
     except DeviceError as error:

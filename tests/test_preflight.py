@@ -32,7 +32,12 @@ BACKENDS = ("tensorrt_rtx", "tensorrt", "aotinductor")
 REMEDY = "python export/build_engines.py --weights WEIGHTS --output"
 
 
-def make_host(gpu: Gpu | None = GPU, versions: dict[str, str] = VERSIONS, bindings: str | None = "13.4.4") -> Host:
+def make_host(
+    gpu: Gpu | None = GPU,
+    versions: dict[str, str] = VERSIONS,
+    bindings: str | None = "13.4.4",
+    kernels: str | None = None,
+) -> Host:
     """A machine with this GPU and these packages."""
 
     def resolve(device: str) -> Gpu:
@@ -46,7 +51,7 @@ def make_host(gpu: Gpu | None = GPU, versions: dict[str, str] = VERSIONS, bindin
         return versions[flavour]
 
     packages = {"torch": versions.get("torch"), "cuda-bindings": bindings}
-    return Host(resolve, tensorrt_version, packages.get)
+    return Host(resolve, tensorrt_version, packages.get, lambda: kernels)
 
 
 def write_compiled(folder: Path, backend: str = "tensorrt_rtx", **changes: Any) -> Manifest:
@@ -92,12 +97,14 @@ def test_a_package_for_the_cpu_needs_no_gpu(tmp_path: Path) -> None:
     assert "its engines run on the CPU, device is 'cuda'" in str(refusal(tmp_path / "e", "cuda"))
 
 
-def test_packages_need_no_cuda_bindings(tmp_path: Path) -> None:
-    """The backend asks torch for the GPU then."""
-    write_compiled(tmp_path / "e", "aotinductor")
-    EngineDirectories(tmp_path / "e", host=make_host(gpu=None, bindings=None))
-    with pytest.raises(ManifestError, match="none was found"):
-        EngineDirectories(tmp_path / "e", host=make_host(gpu=None))
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_engines_on_a_gpu_need_our_kernels_there(tmp_path: Path, backend: str) -> None:
+    write_compiled(tmp_path / "e", backend)
+    error = refusal(tmp_path / "e", host=make_host(kernels="the compiled cuda kernels cannot be loaded"))
+    assert "the compiled cuda kernels cannot be loaded" in str(error)
+    assert "DISPOSE_RT_CUDA=ON pip install" in str(error)
+    write_compiled(tmp_path / "cpu", "aotinductor", targets=("cpu",))
+    EngineDirectories(tmp_path / "cpu", host=make_host(gpu=None, kernels="not there"))
 
 
 @pytest.mark.parametrize("capability", ["sm_80", "sm_86", "sm_121"])

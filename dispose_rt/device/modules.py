@@ -24,7 +24,7 @@ def compiled_module(target: str) -> Any:
         raise DeviceError(
             f"the compiled {target} kernels of dispose_rt cannot be loaded ({error}). Install the package with "
             "`pip install .`, or `pip install -e .` to work in its source folder"
-            + (", on a machine with a CUDA compiler (nvcc on the PATH, or CUDACXX)." if target == "cuda" else ".")
+            + (", where a CUDA compiler is (nvcc on the PATH, or CUDACXX)" if target == "cuda" else "")
         ) from error
 
 
