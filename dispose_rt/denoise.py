@@ -249,6 +249,7 @@ class _Queue:
 
     def _explain_nonfinite(self) -> None:
         self._stream.synchronize()
+        self._step.check_conditions()
         for engine in self._engines:
             engine.check_finite()  # names the network and its tensors
         raise EngineError(

@@ -14,13 +14,16 @@ from .backends import Engine
 from .clip_store import ClipStore
 from .contract import NETWORKS, POSE_LEVELS
 from .device import Array, Stream
-from .errors import InputError
+from .errors import EngineError, InputError
 from .scheduler import Schedule
 from .tiles import Tile
 from .types import F32, PointTables
 
 _SHARED = ("latents", "image_latents", "timestep", "image_embeds", "added_time_ids")
 """What both networks read: one array serves both."""
+
+CONDITION_SOURCES = {"pose_latents": "pose_net", "motion_features": "motion_encoder"}
+"""The networks that make the conditions of every frame."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -201,6 +204,20 @@ class DenoisingStep:
     def download(self) -> tuple[F32, F32]:
         """Copy the sums, [2, frames, 4, h, w], and the latents, [frames, 4, h, w], to the host, waiting for them."""
         return self.sums.download(self._stream), self.latents.download(self._stream)
+
+    def check_conditions(self) -> None:
+        """Look at the conditions of all frames, waiting for them.
+
+        Raises:
+            EngineError: one holds values that are not finite. Names the network that made it.
+        """
+        store = self._inputs.store
+        for name in store.names:
+            if not np.isfinite(store.download(name, self._stream)).all():
+                raise EngineError(
+                    f"the network {CONDITION_SOURCES[name]} answered non-finite values: its precision is too small for "
+                    "these weights, or what it read was not finite. Build the engines with --precision bf16 or fp32."
+                )
 
     def take_latents(self) -> Array:
         """Hand the latents over; whoever takes them frees them."""

@@ -16,7 +16,7 @@ from . import appearance, conditions, decode, denoise, framing, media, motion, p
 from .backends import Engines
 from .clip_store import ClipStore
 from .contract import DIFT_ENSEMBLE
-from .denoising_step import ClipInputs
+from .denoising_step import CONDITION_SOURCES, ClipInputs
 from .device import Array, Stream
 from .errors import InputError, InputWarning, NoPersonError
 from .manifest import Manifest
@@ -188,9 +188,8 @@ class Run:
 
     def _place(self, frames: int) -> ClipStore:
         """Allocate a place for the clip's conditions."""
-        sources = [("pose_net", "pose_latents")]
-        sources += [("motion_encoder", "motion_features")] if "motion" in self._settings.controls else []
-        tensors = {name: self._engine(network).tensor(name) for network, name in sources}
+        names = ["pose_latents", *(["motion_features"] if "motion" in self._settings.controls else [])]
+        tensors = {name: self._engine(CONDITION_SOURCES[name]).tensor(name) for name in names}
         rows = {name: (tensor.shape[1:], tensor.dtype) for name, tensor in tensors.items()}
         place, device = self._settings.conditions_memory, self._opener.device
         return place_conditions(place, frames, rows, device, self._sizes.tile)

@@ -323,6 +323,17 @@ def test_non_finite_values_name_the_network(network: str, step: int) -> None:
     np.testing.assert_array_equal(setup.run(Clip(3)), Setup().run(Clip(3)))
 
 
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize(("name", "network"), [("pose_latents", "pose_net"), ("motion_features", "motion_encoder")])
+def test_conditions_that_are_not_finite_name_the_network_that_made_them(
+    name: str, network: str, streamed: bool
+) -> None:
+    clip = Clip(7)
+    clip.host[name][5, 0, 0, 0] = np.nan
+    with pytest.raises(EngineError, match=f"the network {network} answered non-finite values"):
+        Setup().run(clip, streamed)
+
+
 def test_cancelling_ends_the_run_and_frees_everything() -> None:
     setup = Setup(opener=CountingOpener())
     setup.run(Clip(5))
