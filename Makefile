@@ -20,9 +20,10 @@ $(STAMP): $(NATIVE)
 demo: $(STAMP)
 	$(BIN)/python scripts/demo.py
 
-# two workers, one thread each: most of the time goes into tracing networks, which is Python
+# two workers, one thread each: most of the time goes into tracing networks, which is Python; files in our order, the
+# longest first (tests/conftest.py)
 test: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
 
 # what takes more than three minutes a test: AOTInductor end to end, builds that are killed again and again
 test-slow: $(STAMP)

@@ -17,6 +17,15 @@ from golden_case import GoldenCase, Trace, animate
 from golden_data import GOLDEN, load_golden
 from numpy.typing import NDArray
 
+LONGEST = ("test_tensorrt_directory", "test_people", "test_image_networks", "test_denoiser_networks", "test_end_to_end")
+"""Files that take minutes, longest first."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with what takes longest, so that no worker process is left with it in the end."""
+    rank = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path.stem, len(LONGEST)))
+
 
 @pytest.fixture(scope="session")
 def golden() -> Callable[[str], dict[str, NDArray[np.generic]]]:
