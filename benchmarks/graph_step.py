@@ -33,7 +33,7 @@ from benchmarks.unfinished_directory import read_directory
 from dispose_rt.backends import Engine, Engines
 from dispose_rt.clip_store import ResidentClip
 from dispose_rt.contract import POSE_LEVELS
-from dispose_rt.denoising_step import ClipInputs, DenoisingStep
+from dispose_rt.denoising_step import ClipInputs, DenoisingStep, share_tensors
 from dispose_rt.device import Array, CudaDevice, Event, Stream
 from dispose_rt.errors import DeviceError, DisposeError, EngineError
 from dispose_rt.manifest import Manifest
@@ -170,6 +170,7 @@ def measure_steps(engines: Engines, manifest: Manifest, frames: int, overlap: in
     schedule = karras_schedule(STEPS, manifest.scheduler)
     with ExitStack() as held:
         inputs = _draw_inputs(*networks, frames, held)
+        share_tensors(*networks)
         step = held.enter_context(closing(DenoisingStep(*networks, inputs, tiles, stream)))
         run = _Steps(step, schedule, stream)
         run.first()  # engines compile, tune and allocate

@@ -16,7 +16,7 @@ import numpy as np
 
 from .backends import Engine, Opener
 from .contract import Sizes
-from .denoising_step import ClipInputs, DenoisingStep, sum_weights
+from .denoising_step import ClipInputs, DenoisingStep, share_tensors, sum_weights
 from .device import Array, Graph, Stream
 from .errors import DeviceError, EngineError, PerformanceWarning
 from .noise import NoiseSource, draw_checked
@@ -84,6 +84,17 @@ class Denoiser:
         self._opener = opener
         self._stream = opener.stream
 
+    def allocate(self) -> None:
+        """Give all tensors of the networks their places, those that both use one place. `run` does it where it was not.
+
+        Raises:
+            OutOfMemoryError: the device has no room.
+        """
+        if self._controlnet is not None:
+            share_tensors(self._controlnet, self._unet)
+        for engine in self._engines:
+            engine.allocate()
+
     def run(
         self,
         latents: F32,
@@ -113,6 +124,7 @@ class Denoiser:
             OutOfMemoryError: the device has no room.
             Cancelled: the caller asked to stop.
         """
+        self.allocate()
         step = DenoisingStep(self._controlnet, self._unet, inputs, tiles, self._stream)
         queue = _Queue(step, self._engines, progress, schedule.steps * len(tiles), self._stream)
         graph: Graph | None = None

@@ -22,6 +22,8 @@ from .types import F32, PointTables
 _SHARED = ("latents", "image_latents", "timestep", "image_embeds", "added_time_ids")
 """What both networks read: one array serves both."""
 
+_RESIDUALS = tuple(tensor.name for tensor in NETWORKS["controlnet"].outputs)
+
 CONDITION_SOURCES = {"pose_latents": "pose_net", "motion_features": "motion_encoder"}
 """The networks that make the conditions of every frame."""
 
@@ -50,7 +52,7 @@ class DenoisingStep:
 
     Args:
         controlnet: the "controlnet" engine, or None to run the UNet alone (plain MimicMotion).
-        unet: the "unet" engine, of the same device.
+        unet: the "unet" engine, of the same device; shares tensors with the ControlNet, see `share_tensors`.
         inputs: of the clip.
         tiles: cover every frame; no frame sits in two weighted slots of a tile.
         stream: on which all work of the run is queued.
@@ -76,7 +78,7 @@ class DenoisingStep:
             self._slot_weights = self._keep(np.stack([tile.weights for tile in tiles]))
             self._frame_weights = self._keep(weights)
             self._allocate()
-            self._connect_engines()
+            self._fill_constant_inputs()
         except BaseException:
             self.close()
             raise
@@ -105,16 +107,13 @@ class DenoisingStep:
             self._cells = self._keep(cells)
             self._tile_cells = self._empty((self._slot_frames.shape[1], *cells.shape[1:]), "int32")
 
-    def _connect_engines(self) -> None:
-        """Let both networks read the same arrays, and the UNet what the ControlNet writes."""
+    def _fill_constant_inputs(self) -> None:
+        """What no step changes, zeros for what is off among it."""
         unet, controlnet, inputs = self._unet, self._controlnet, self._inputs
-        residuals = [tensor.name for tensor in NETWORKS["controlnet"].outputs]
         if controlnet is None:
-            for name in residuals:  # what an absent ControlNet adds
+            for name in _RESIDUALS:  # what an absent ControlNet adds
                 unet.tensor(name).clear(self._stream)
         else:
-            for name in (*_SHARED, *residuals):
-                unet.bind(name, controlnet.tensor(name))
             if "motion_features" not in self._targets():
                 controlnet.tensor("motion_features").clear(self._stream)
             if inputs.points is None:
@@ -229,6 +228,16 @@ class DenoisingStep:
         for array in self._arrays:
             array.free()
         self._arrays.clear()
+
+
+def share_tensors(controlnet: Engine, unet: Engine) -> None:
+    """Let both networks read the same arrays, and the UNet what the ControlNet writes. Doing it twice is fine.
+
+    Raises:
+        OutOfMemoryError: the device has no room.
+    """
+    for name in (*_SHARED, *_RESIDUALS):
+        unet.bind(name, controlnet.tensor(name))
 
 
 def sum_weights(tiles: Sequence[Tile], frames: int) -> F32:

@@ -44,22 +44,23 @@ class MemoryWatch:
     On a GPU, that is what the driver reports at the moments that are looked at, less what was in use before the engines
     were loaded: engines, their workspace and all arrays; other programs' changes count, too. On the CPU, it is our
     arrays alone.
+
+    Args:
+        device: of the engines.
+        used_before_bytes: memory in use before they were loaded, see `backends.Engines`.
     """
 
-    def __init__(self, device: Device) -> None:
+    def __init__(self, device: Device, used_before_bytes: int) -> None:
         self._device = device
-        self._before_bytes = self._used_bytes()
+        self._before_bytes = used_before_bytes
         device.pool.reset_peak()
         self._peak_bytes = 0
-
-    def _used_bytes(self) -> int:
-        free, total = self._device.memory_bytes()
-        return total - free
 
     def look(self) -> None:
         """Take what is in use now into account."""
         if self._device.name != "cpu":
-            self._peak_bytes = max(self._peak_bytes, self._used_bytes() - self._before_bytes)
+            free, total = self._device.memory_bytes()
+            self._peak_bytes = max(self._peak_bytes, total - free - self._before_bytes)
 
     @property
     def peak_bytes(self) -> int:

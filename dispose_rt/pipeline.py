@@ -94,7 +94,7 @@ class Run:
         self._progress = progress
         self._observe = observe
         self._watch = Stopwatch()
-        self._memory = MemoryWatch(self._opener.device)
+        self._memory = MemoryWatch(self._opener.device, engines.used_before_bytes)
 
     @contextmanager
     def _stage(self, name: str) -> Iterator[None]:
@@ -178,6 +178,7 @@ class Run:
         """Load what the rest of the run needs, with its tensors: what is free afterwards is free for conditions."""
         controls, engine = self._settings.controls, self._engine
         denoiser = denoise.Denoiser(engine("controlnet") if controls else None, engine("unet"), self._opener)
+        denoiser.allocate()
         decode.fit_decoder(engine("vae_decoder"), self._settings.decode_chunk, self._sizes.chunk)
         names = ["image_encoder", "vae_encoder", "pose_net"]
         names += ["cmp_image_encoder", "cmp_flow_decoder", "motion_encoder"] if "motion" in controls else []

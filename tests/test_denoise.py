@@ -89,8 +89,10 @@ class Clip:
             store.writer(name, stream)(0, whole)
             stream.synchronize()
             whole.free()
-        points = PointTables(self.cells, tuple(device.array(table, stream) for table in self.tables))
-        return ClipInputs(**self.once, store=store, points=points if "points" in self.controls else None)
+        points = None
+        if "points" in self.controls:
+            points = PointTables(self.cells, tuple(device.array(table, stream) for table in self.tables))
+        return ClipInputs(**self.once, store=store, points=points)
 
 
 def denoise_plainly(clip: Clip, tiles: tuple[Tile, ...], guidance: float) -> list[np.ndarray]:

@@ -14,9 +14,13 @@ class Engines:
     Args:
         manifest: the directory.
         device: "auto", "cpu", "cuda" or "cuda:N".
+
+    Attributes:
+        used_before_bytes: memory of the directory's device that was in use before its networks were loaded.
     """
 
     def __init__(self, manifest: Manifest, device: str = "auto") -> None:
+        self.used_before_bytes = 0
         self._manifest = manifest
         self._device = device
         self._openers: dict[str, Opener] = {}
@@ -40,7 +44,10 @@ class Engines:
 
     def _opener(self, backend: str) -> Opener:
         if backend not in self._openers:
-            self._openers[backend] = _make_opener(backend, self._manifest, self._device)
+            opener = self._openers[backend] = _make_opener(backend, self._manifest, self._device)
+            if backend == self._manifest.backend:
+                free, total = opener.device.memory_bytes()
+                self.used_before_bytes = total - free
         return self._openers[backend]
 
     def close(self) -> None:
