@@ -35,13 +35,13 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.step_runners import EngineStep, Step, TorchStep, captured, load_packages
+from benchmarks.unfinished_directory import DENOISERS
 from dispose_rt.contract import NETWORKS, Sizes
 from dispose_rt.errors import InputError
 from export.onnx_export import sample_inputs
 from export.random_weights import random_module
 
 ROOT = Path(__file__).resolve().parents[1]
-DENOISERS = ("controlnet", "unet")
 KINDS = ("eager", "jit", "compiled", "engines")
 PATHS = tuple(kind + graph for kind in KINDS for graph in ("", "-graph"))
 DEFAULT_PATHS = ("eager", "eager-graph", "compiled", "compiled-graph")

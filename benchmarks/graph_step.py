@@ -171,16 +171,17 @@ def measure_steps(engines: Engines, manifest: Manifest, frames: int, overlap: in
     with ExitStack() as held:
         inputs = _draw_inputs(*networks, frames, held)
         share_tensors(*networks)
-        step = held.enter_context(closing(DenoisingStep(*networks, inputs, tiles, stream)))
+        step = DenoisingStep(*networks, inputs, tiles, schedule, GUIDANCE, stream)
+        held.callback(step.close)
         run = _Steps(step, schedule, stream)
-        run.first()  # engines compile, tune and allocate
-        expected, finite = run.first()
-        queued = run.time(run.queue)
+        run.first(step.queue)  # engines compile, tune and allocate
+        expected, finite = run.first(step.queue)
+        queued = run.time(step.queue)
         problem = next((text for engine in networks if (text := engine.capture_problem(stream)) is not None), None)
         if problem is None:
             start = time.perf_counter()
             try:
-                graph = held.enter_context(closing(opener.capture(run.queue)))
+                graph = held.enter_context(closing(opener.capture(step.queue)))
             except (DeviceError, EngineError) as error:
                 problem = str(error)
         if problem is not None:
@@ -219,29 +220,19 @@ class _Steps:
 
     def __init__(self, step: DenoisingStep, schedule: Schedule, stream: Stream) -> None:
         self._step = step
-        self._schedule = schedule
         self._stream = stream
         noise = np.random.default_rng(0).standard_normal(step.latents.shape, np.float32)
         self._start: F32 = noise * schedule.init_noise_sigma
 
-    def queue(self) -> None:
-        """Queue a step, as the sampling loop does."""
-        self._step.begin()
-        for tile in range(self._step.tiles):
-            self._step.gather(tile)
-            self._step.predict()
-            self._step.accumulate(tile)
-        self._step.finish()
-
-    def first(self, queue: Callable[[], None] | None = None) -> tuple[F32, bool]:
+    def first(self, queue: Callable[[], None]) -> tuple[F32, bool]:
         """Do the first step. Returns the latents behind it, and whether all predictions were finite."""
         self._begin()
-        (queue or self.queue)()
+        queue()
         _, latents = self._step.download()
         return latents, not self._step.nonfinite.download(self._stream)[0]
 
     def _begin(self) -> None:
-        self._step.start(self._start, self._schedule, GUIDANCE)
+        self._step.start(self._start)
         self._stream.synchronize()
 
     def time(self, queue: Callable[[], None]) -> list[float]:

@@ -13,6 +13,7 @@ from dispose_rt.backends import Engines
 from dispose_rt.backends.aotinductor import LoadedPackage
 from dispose_rt.backends.torch_tensors import view_as_tensor
 from dispose_rt.contract import NETWORKS
+from dispose_rt.denoising_step import share_tensors
 from dispose_rt.device import Graph
 from dispose_rt.errors import InputError
 from dispose_rt.manifest import read_manifest
@@ -106,7 +107,7 @@ def _on_contiguous(package: LoadedPackage) -> Network:
 
 
 class EngineStep:
-    """The engines of a directory, on their own stream; the UNet reads the residuals where the ControlNet wrote them.
+    """The engines of a directory, on their own stream, sharing tensors as in the runtime.
 
     Args:
         folder: the engine directory.
@@ -121,8 +122,7 @@ class EngineStep:
         self._opener = self._engines.opener
         self._graph: Graph | None = None
         self._controlnet, self._unet = self._engines("controlnet"), self._engines("unet")
-        for tensor in NETWORKS["controlnet"].outputs:
-            self._unet.bind(tensor.name, self._controlnet.tensor(tensor.name))
+        share_tensors(self._controlnet, self._unet)
         for engine in (self._controlnet, self._unet):
             for tensor in NETWORKS[engine.name].inputs:
                 if tensor.name in inputs:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,7 @@ from . import kernels
 from .device import Array, Device, PinnedArray, Stream, widen_bfloat16
 from .types import Features
 
+Memory = TypeVar("Memory", bound=Array | PinnedArray)
 Rows = tuple[tuple[int, ...], str]
 """Shape and dtype of one frame's rows."""
 
@@ -81,13 +83,7 @@ class ResidentClip(ClipStore):
 
     def __init__(self, frames: int, rows: Mapping[str, Rows], device: Device) -> None:
         super().__init__(frames, rows)
-        self._arrays: dict[str, Array] = {}
-        try:
-            for name, (shape, dtype) in rows.items():
-                self._arrays[name] = device.empty((frames, *shape), dtype)
-        except BaseException:
-            self.close()
-            raise
+        self._arrays = _allocate(device.empty, frames, rows)
 
     def _write(self, name: str, start: int, rows: Array, stream: Stream) -> None:
         self._arrays[name].rows(start, start + rows.shape[0]).copy_from(rows, stream)
@@ -133,8 +129,7 @@ class StreamedClip(ClipStore):
         self._copies = device.stream()
         self._buffers: list[_Buffer] = []
         try:
-            for name, (shape, dtype) in rows.items():
-                self._host[name] = device.pinned((frames, *shape), dtype)
+            self._host = _allocate(device.pinned, frames, rows)
             for _ in range(2):
                 self._buffers.append(_Buffer(rows, device, slots))
         except BaseException:
@@ -169,13 +164,13 @@ class StreamedClip(ClipStore):
 
     def close(self) -> None:
         """See `ClipStore.close`."""
+        self._copies.close()  # first: it waits for the copies that were fetched ahead
         for buffer in self._buffers:
             buffer.close()
         for array in self._host.values():
             array.free()
         self._buffers.clear()
         self._host.clear()
-        self._copies.close()
 
 
 class _Buffer:
@@ -187,14 +182,8 @@ class _Buffer:
 
     def __init__(self, rows: Mapping[str, Rows], device: Device, slots: int) -> None:
         self.tile: int | None = None
+        self._arrays = _allocate(device.empty, slots, rows)
         self._ready, self._taken = device.event(), device.event()
-        self._arrays: dict[str, Array] = {}
-        try:
-            for name, (shape, dtype) in rows.items():
-                self._arrays[name] = device.empty((slots, *shape), dtype)
-        except BaseException:
-            self.close()
-            raise
 
     def fetch(self, tile: int, frames: NDArray[np.int32], host: Mapping[str, PinnedArray], copies: Stream) -> None:
         """Queue copies of a tile's rows, unless it is here already."""
@@ -221,6 +210,21 @@ class _Buffer:
         self._arrays.clear()
         self._ready.close()
         self._taken.close()
+
+
+def _allocate(
+    allocate: Callable[[tuple[int, ...], str], Memory], count: int, rows: Mapping[str, Rows]
+) -> dict[str, Memory]:
+    """Allocate so many rows of everything, or nothing."""
+    arrays: dict[str, Memory] = {}
+    try:
+        for name, (shape, dtype) in rows.items():
+            arrays[name] = allocate((count, *shape), dtype)
+    except BaseException:
+        for array in arrays.values():
+            array.free()
+        raise
+    return arrays
 
 
 def runs(frames: NDArray[np.int32]) -> list[tuple[int, int, int]]:

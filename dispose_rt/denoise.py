@@ -9,6 +9,7 @@ from __future__ import annotations
 import warnings
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 
@@ -125,30 +126,33 @@ class Denoiser:
             Cancelled: the caller asked to stop.
         """
         self.allocate()
-        step = DenoisingStep(self._controlnet, self._unet, inputs, tiles, self._stream)
-        queue = _Queue(step, self._engines, progress, schedule.steps * len(tiles), self._stream)
-        graph: Graph | None = None
-        try:
-            step.start(latents, schedule, guidance_scale)
-            units = _queue_calls(step, step.predict)
-            for number in range(schedule.steps):
-                for unit in units:
-                    queue.add(unit)
-                if number == 0 and schedule.steps > 1:  # by now the engines have compiled, tuned and allocated
-                    queue.drain()
-                    graph = self._capture(step)
-                    units = self._graph_units(step, graph) if graph is not None else units
-                if observe is not None:
-                    queue.drain()
-                    observe("denoise_step", _trace(number, step, tiles))
-            queue.drain()
-            return step.take_latents()
-        finally:
-            self._stream.synchronize()
-            if graph is not None:
-                graph.close()
-            queue.close()
-            step.close()
+        total = schedule.steps * len(tiles)
+        with (
+            closing(
+                DenoisingStep(self._controlnet, self._unet, inputs, tiles, schedule, guidance_scale, self._stream)
+            ) as step,
+            closing(_Queue(step, self._engines, progress, total, self._stream)) as queue,
+        ):
+            graph: Graph | None = None
+            try:
+                step.start(latents)
+                units = _units(step, step.predict)
+                for number in range(schedule.steps):
+                    for unit in units:
+                        queue.add(unit)
+                    if number == 0 and schedule.steps > 1:  # by now the engines have compiled, tuned and allocated
+                        queue.drain()
+                        graph = self._capture(step)
+                        units = self._graph_units(step, graph) if graph is not None else units
+                    if observe is not None:
+                        queue.drain()
+                        observe("denoise_step", _trace(number, step, tiles))
+                queue.drain()
+                return step.take_latents()
+            finally:
+                self._stream.synchronize()
+                if graph is not None:
+                    graph.close()
 
     def _capture(self, step: DenoisingStep) -> Graph | None:
         """Capture a step, or the networks of a tile; None where the backend cannot, which is said once."""
@@ -158,7 +162,7 @@ class Denoiser:
             opener.uncapturable = next((problem for problem in problems if problem is not None), None)
             if opener.uncapturable is None:
                 try:
-                    return opener.capture(_capturable_part(step))
+                    return opener.capture(step.queue if _fits_one_graph(step) else step.predict)
                 except (DeviceError, EngineError) as error:
                     opener.uncapturable = str(error)
             warnings.warn(
@@ -173,37 +177,16 @@ class Denoiser:
         """A step as one graph, or one unit per tile with its networks as a graph."""
         if _fits_one_graph(step):
             return [_Unit(lambda: graph.launch(self._stream), step.tiles)]
-        return _queue_calls(step, lambda: graph.launch(self._stream))
+        return _units(step, lambda: graph.launch(self._stream))
 
 
 def _fits_one_graph(step: DenoisingStep) -> bool:
     return step.capturable and step.tiles <= TILES_PER_GRAPH
 
 
-def _capturable_part(step: DenoisingStep) -> Callable[[], None]:
-    if not _fits_one_graph(step):
-        return step.predict
-
-    def queue_step() -> None:
-        for unit in _queue_calls(step, step.predict):
-            unit.queue()
-
-    return queue_step
-
-
-def _queue_calls(step: DenoisingStep, predict: Callable[[], None]) -> list[_Unit]:
+def _units(step: DenoisingStep, predict: Callable[[], None]) -> list[_Unit]:
     """A step as one unit per tile, whose networks `predict` queues."""
-
-    def queue_tile(tile: int) -> None:
-        if tile == 0:
-            step.begin()
-        step.gather(tile)
-        predict()
-        step.accumulate(tile)
-        if tile == step.tiles - 1:
-            step.finish()
-
-    return [_Unit(partial(queue_tile, tile), 1) for tile in range(step.tiles)]
+    return [_Unit(partial(step.queue_tile, tile, predict), 1) for tile in range(step.tiles)]
 
 
 def _trace(number: int, step: DenoisingStep, tiles: Sequence[Tile]) -> StepTrace:

@@ -4,7 +4,7 @@ read from device memory. So the same queued work serves every step, and can be c
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -55,6 +55,8 @@ class DenoisingStep:
         unet: the "unet" engine, of the same device; shares tensors with the ControlNet, see `share_tensors`.
         inputs: of the clip.
         tiles: cover every frame; no frame sits in two weighted slots of a tile.
+        schedule: sigmas and timesteps.
+        guidance_scale: g of u + g (c - u).
         stream: on which all work of the run is queued.
 
     Raises:
@@ -63,7 +65,14 @@ class DenoisingStep:
     """
 
     def __init__(
-        self, controlnet: Engine | None, unet: Engine, inputs: ClipInputs, tiles: Sequence[Tile], stream: Stream
+        self,
+        controlnet: Engine | None,
+        unet: Engine,
+        inputs: ClipInputs,
+        tiles: Sequence[Tile],
+        schedule: Schedule,
+        guidance_scale: float,
+        stream: Stream,
     ) -> None:
         self._controlnet = controlnet
         self._unet = unet
@@ -71,12 +80,14 @@ class DenoisingStep:
         self._stream = stream
         self._arrays: list[Array] = []
         self._frames = inputs.store.frames
+        self._first_divisor = schedule.input_divisor(0)
         weights = sum_weights(tiles, self._frames)
         self.tiles = len(tiles)
         try:
             self._slot_frames = self._keep(np.stack([tile.frames for tile in tiles]))
             self._slot_weights = self._keep(np.stack([tile.weights for tile in tiles]))
             self._frame_weights = self._keep(weights)
+            self._table = self._keep(kernels.step_table(schedule.sigmas, schedule.timesteps, guidance_scale))
             self._allocate()
             self._fill_constant_inputs()
         except BaseException:
@@ -101,7 +112,6 @@ class DenoisingStep:
         self.sums = self._empty((2, *clip))
         self._counter, self.nonfinite = self._empty((1,), "int32"), self._empty((1,), "int32")
         self._constants = self._empty((kernels.STEP_COLUMNS,))
-        self._table: Array | None = None
         if self._inputs.points is not None:
             cells = self._inputs.points.cells
             self._cells = self._keep(cells)
@@ -137,29 +147,43 @@ class DenoisingStep:
         assert self._controlnet is not None
         return [self._controlnet.tensor(f"point_features_{level}") for level in range(POSE_LEVELS)]
 
-    def start(self, latents: F32, schedule: Schedule, guidance_scale: float) -> None:
+    def start(self, latents: F32) -> None:
         """Set everything to the first step.
 
         Args:
             latents: float32 [frames, 4, height/8, width/8] at the largest sigma.
-            schedule: sigmas and timesteps.
-            guidance_scale: g of u + g (c - u).
         """
-        table = kernels.step_table(schedule.sigmas, schedule.timesteps, guidance_scale)
-        self._table = self._keep(table)
         self.latents.upload(latents, self._stream)
-        self._scaled.upload(latents / schedule.input_divisor(0), self._stream)
+        self._scaled.upload(latents / self._first_divisor, self._stream)
         self._counter.clear(self._stream)
         self.nonfinite.clear(self._stream)
 
-    def begin(self) -> None:
-        """Queue what comes before the first tile."""
-        assert self._table is not None
+    def queue(self) -> None:
+        """Queue the whole step."""
+        for tile in range(self.tiles):
+            self.queue_tile(tile, self.predict)
+
+    def queue_tile(self, tile: int, predict: Callable[[], None]) -> None:
+        """Queue a tile, and with the first and the last one what comes before and after all tiles.
+
+        Args:
+            tile: its number; tiles are queued in order.
+            predict: queues the networks.
+        """
+        if tile == 0:
+            self._begin()
+        self._gather(tile)
+        predict()
+        self._accumulate(tile)
+        if tile == self.tiles - 1:
+            self._finish()
+
+    def _begin(self) -> None:
         timestep = self._unet.tensor("timestep")
         kernels.begin_step(self._table, self._counter, timestep, self._constants, self._stream)
         self.sums.clear(self._stream)
 
-    def gather(self, tile: int) -> None:
+    def _gather(self, tile: int) -> None:
         """Queue a tile's frames into the engines' inputs."""
         slots, stream = self._row(self._slot_frames, tile), self._stream
         kernels.gather_frames(self._scaled, slots, self._unet.tensor("latents"), stream)
@@ -178,7 +202,7 @@ class DenoisingStep:
             self._controlnet.enqueue(self._stream)
         self._unet.enqueue(self._stream)
 
-    def accumulate(self, tile: int) -> None:
+    def _accumulate(self, tile: int) -> None:
         """Queue adding the prediction to the sums over the clip."""
         kernels.accumulate_tile(
             self._unet.tensor("noise_pred"),
@@ -189,7 +213,7 @@ class DenoisingStep:
             self._stream,
         )
 
-    def finish(self) -> None:
+    def _finish(self) -> None:
         """Queue guidance, the Euler step, and the scaling for the next step."""
         kernels.guided_euler_step(
             self.latents, self.sums, self._frame_weights, self._constants, self.nonfinite, self._scaled, self._stream

@@ -8,7 +8,8 @@ from .device import Array, Stream
 from .kernel_calls import check_array, check_map, launch
 from .types import I32
 
-_LETTERBOX_PX = 640
+LETTERBOX_PX = 640
+"""Side of the person detector's square."""
 _LETTERBOX_WEIGHT_ONE = 2048
 _LEVELS = 256
 
@@ -27,7 +28,7 @@ def letterbox(image: Array, target: Array, stream: Stream) -> None:
         InputError: an array has another shape, dtype or device, or the image is empty.
     """
     check_array("image", image, "uint8", ("height", "width", 3), stream)
-    check_array("target", target, "float32", (1, 3, _LETTERBOX_PX, _LETTERBOX_PX), stream)
+    check_array("target", target, "float32", (1, 3, LETTERBOX_PX, LETTERBOX_PX), stream)
     height, width, _ = image.shape
     check_map(height, width)
     row_taps, column_taps = letterbox_taps(height, width)
@@ -35,12 +36,17 @@ def letterbox(image: Array, target: Array, stream: Stream) -> None:
     try:
         columns = stream.device.array(column_taps, stream)
         try:
-            sizes = (width, len(row_taps), len(column_taps), _LETTERBOX_PX)
+            sizes = (width, len(row_taps), len(column_taps), LETTERBOX_PX)
             launch("letterbox", stream, image, rows, columns, target, *sizes)
         finally:
             columns.free()
     finally:
         rows.free()
+
+
+def letterbox_ratio(height: int, width: int) -> float:
+    """Pixels of the letterbox's square per pixel of an image that is scaled to fit it."""
+    return min(LETTERBOX_PX / height, LETTERBOX_PX / width)
 
 
 def letterbox_taps(height: int, width: int) -> tuple[I32, I32]:
@@ -53,7 +59,7 @@ def letterbox_taps(height: int, width: int) -> tuple[I32, I32]:
     Returns:
         int32 [scaled height, 4] and [scaled width, 4]: both source pixels of every line and column, and their weights.
     """
-    ratio = min(_LETTERBOX_PX / height, _LETTERBOX_PX / width)
+    ratio = letterbox_ratio(height, width)
     # A side of an extremely long image may scale to less than a pixel.
     scaled_height, scaled_width = max(1, int(height * ratio)), max(1, int(width * ratio))
     rows = _resize_taps(height, scaled_height, border_weights=True)

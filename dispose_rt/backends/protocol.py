@@ -202,23 +202,26 @@ class Engine(ABC):
             for name, values in inputs.items():
                 self.tensor(name).upload(values, self.stream)
             self.enqueue(self.stream)
-            outputs = {tensor.name: self.read(tensor.name) for tensor in self._spec.outputs}
-        check_outputs_finite(self.name, self._compute_dtype, outputs)
-        return outputs
+            return self.read_outputs()
 
     def read(self, name: str) -> NDArray[Any]:
         """Copy a tensor of the last run to the host, waiting for it."""
         array, shape = self.tensor(name), self.shape(name)
         return array.download(self.stream) if shape == array.shape else array.download(self.stream, shape[0])
 
-    def check_finite(self) -> None:
-        """Look at the outputs of the last run, waiting for it.
+    def read_outputs(self) -> dict[str, NDArray[Any]]:
+        """Copy every output of the last run to the host, waiting for it.
 
         Raises:
             EngineError: one holds values that are not finite. Names the tensors, and the precision to use instead.
         """
         outputs = {tensor.name: self.read(tensor.name) for tensor in self._spec.outputs}
         check_outputs_finite(self.name, self._compute_dtype, outputs)
+        return outputs
+
+    def check_finite(self) -> None:
+        """Look at the outputs of the last run, waiting for it; see `read_outputs`."""
+        self.read_outputs()
 
     def max_batch(self, dimension: str) -> int:
         """Largest size of a dynamic dimension of the contract, e.g. "frames"; see `limit_batch`.

@@ -8,10 +8,10 @@ from numpy.typing import NDArray
 from .. import kernels
 from ..backends import Engine
 from ..device import Array
+from ..input_kernels import LETTERBOX_PX, letterbox_ratio
 from ..types import F32, F64, U8
-from .on_device import answer, place_image
+from .on_device import place_image
 
-INPUT_SIZE_PX = 640
 PERSON_CLASS = 0
 SCORE_THRESHOLD = 0.3
 OVERLAP_THRESHOLD = 0.45
@@ -47,13 +47,9 @@ class PersonDetector:
         """
         with place_image(image, self.engine) as pixels:
             kernels.letterbox(pixels, self.engine.tensor("images"), self.engine.stream)
-            [predictions] = answer(self.engine, "output")
+            self.engine.enqueue(self.engine.stream)
+            predictions = self.engine.read_outputs()["output"]
         return decode_boxes(predictions[0], letterbox_ratio(*image.shape[:2]))
-
-
-def letterbox_ratio(height: int, width: int) -> float:
-    """Detector pixels per pixel of an image that is scaled to fit the detector's square."""
-    return min(INPUT_SIZE_PX / height, INPUT_SIZE_PX / width)
 
 
 def decode_boxes(predictions: NDArray[np.generic], ratio: float) -> F64:
@@ -86,7 +82,7 @@ def _cell_table() -> F64:
     """[8400, 3] column, row and stride in pixels of the detector's cells, finest level first, row by row."""
     levels = []
     for stride in STRIDES_PX:
-        side = INPUT_SIZE_PX // stride
+        side = LETTERBOX_PX // stride
         row, column = np.divmod(np.arange(side * side), side)
         levels.append(np.stack([column, row, np.full_like(row, stride)], axis=1))
     return np.concatenate(levels).astype(np.float64)

@@ -12,7 +12,7 @@ from .. import kernels
 from ..backends import Engine
 from ..device import Array
 from ..types import F32, F64, I32, U8, Pose
-from .on_device import answer, place_image
+from .on_device import place_image
 
 INPUT_WIDTH_PX, INPUT_HEIGHT_PX = 288, 384
 BOX_MARGIN = 1.25
@@ -78,8 +78,9 @@ class PoseEstimator:
                 arrays.callback(tables[-1].free)
             rows, columns, normalised = tables
             kernels.crop_person(image, rows, columns, normalised, self.engine.tensor("input"), stream)
-            simcc_x, simcc_y = answer(self.engine, "simcc_x", "simcc_y")
-        return decode_simcc(simcc_x[0], simcc_y[0], centre_px, size_px)
+            self.engine.enqueue(stream)
+            answer = self.engine.read_outputs()
+        return decode_simcc(answer["simcc_x"][0], answer["simcc_y"][0], centre_px, size_px)
 
 
 def crop_window(box_px: F64) -> tuple[F64, F64]:

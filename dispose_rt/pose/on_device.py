@@ -1,13 +1,11 @@
-"""Images and answers of the pose networks, on and off their device."""
+"""Images on the device of the pose networks."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..backends import Engine
 from ..device import Array
@@ -36,16 +34,3 @@ def place_image(image: U8 | Array, engine: Engine) -> Iterator[Array]:
         yield uploaded
     finally:
         uploaded.free()
-
-
-def answer(engine: Engine, *outputs: str) -> list[NDArray[Any]]:
-    """Run an engine on inputs that are in place, and copy outputs to the host.
-
-    Raises:
-        EngineError: the engine failed, or answered values that are not finite.
-    """
-    engine.enqueue(engine.stream)
-    arrays = [engine.read(name) for name in outputs]
-    if not all(np.isfinite(array).all() for array in arrays):
-        engine.check_finite()
-    return arrays

@@ -7,7 +7,8 @@ import pytest
 from golden_data import load_golden
 
 from dispose_rt.errors import EngineError, InputError
-from dispose_rt.pose.detect import PersonDetector, decode_boxes, letterbox_ratio
+from dispose_rt.input_kernels import letterbox_ratio
+from dispose_rt.pose.detect import PersonDetector, decode_boxes
 
 from .golden_poses import RecordedEngine, detector_input
 
