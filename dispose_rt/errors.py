@@ -20,6 +20,18 @@ class NoPersonError(InputError):
     """No person could be found where one is needed (the reference image, or a whole video)."""
 
 
+class OutputError(InputError):
+    """A result cannot be written where the caller wants it: no right, no room, no such folder, unknown suffix."""
+
+
+class BusyError(DisposeError):
+    """The Animator is at work on another run, and the caller chose not to wait for it, or would wait for itself."""
+
+
+class DownloadError(DisposeError):
+    """A published file could not be fetched, or is not what was published."""
+
+
 class ManifestError(DisposeError):
     """An engine directory is missing, damaged, stale or foreign. Carries every problem that was found."""
 

@@ -12,21 +12,20 @@ from typing import Any
 
 import numpy as np
 
-from . import appearance, conditions, decode, denoise, framing, media, motion, pose
+from . import decode, denoise, framing, media, pose
 from .backends import Engines
-from .clip_store import ClipStore
-from .contract import DIFT_ENSEMBLE
-from .denoising_step import CONDITION_SOURCES, ClipInputs
-from .device import Array, Stream
+from .clip_conditions import ClipConditions
+from .denoising_step import ClipInputs
+from .device import Array
 from .errors import InputError, InputWarning, NoPersonError
 from .manifest import Manifest
-from .memory import MemoryWatch, place_conditions
-from .noise import NoiseSource, draw_checked
+from .memory import MemoryWatch
+from .noise import NoiseSource
 from .scheduler import karras_schedule
 from .settings import Settings
 from .tiles import plan_tiles
 from .timing import Progress, Stopwatch
-from .types import F32, U8, Conditions, Motion, PointTables, Pose, Track
+from .types import U8, Pose, Track
 
 
 @dataclass(frozen=True)
@@ -119,6 +118,7 @@ class Run:
         fps = settings.fps or video.fps / step
         reference = framing.fit_reference(image, sizes.width, sizes.height)
         self._show("reference", reference)
+        clip = ClipConditions(settings, self._engine, sizes, self._noise, self._observe)
         with ExitStack() as held:
             with stage("pose"):
                 detected = self._detect(reference, video, step)
@@ -127,14 +127,14 @@ class Run:
                 pose_images = np.stack([pose.draw_pose(one, sizes.height, sizes.width) for one in aligned])
                 self._show("poses", pose_images)
             with stage("load"):
-                denoiser = self._open_engines()
-                store = held.enter_context(closing(self._place(len(aligned))))
+                denoiser = clip.open_engines()
+                store = held.enter_context(closing(clip.place(len(aligned))))
             with stage("motion"):
-                self._motion(reference, track, store)
+                clip.encode_motion(reference, track, store)
             with stage("appearance"):
-                points = self._points(reference, track, held)
+                points = clip.encode_points(reference, track, held)
             with stage("conditions"):
-                inputs = self._conditions(reference, pose_images, store, points)
+                inputs = clip.encode(reference, pose_images, store, points)
             with stage("denoise"):
                 latents = self._denoise(denoiser, inputs, held)
             with stage("decode"):
@@ -174,100 +174,6 @@ class Run:
         alignment = pose.fit_alignment(detected.reference, detected.frames, detected.frame_size_px, size)
         return [detected.reference, *(alignment.apply(one) for one in detected.frames)]
 
-    def _open_engines(self) -> denoise.Denoiser:
-        """Load what the rest of the run needs, with its tensors: what is free afterwards is free for conditions."""
-        controls, engine = self._settings.controls, self._engine
-        denoiser = denoise.Denoiser(engine("controlnet") if controls else None, engine("unet"), self._opener)
-        denoiser.allocate()
-        decode.fit_decoder(engine("vae_decoder"), self._settings.decode_chunk, self._sizes.chunk)
-        names = ["image_encoder", "vae_encoder", "pose_net"]
-        names += ["cmp_image_encoder", "cmp_flow_decoder", "motion_encoder"] if "motion" in controls else []
-        names += ["dift", "point_encoder"] if "points" in controls else []
-        for name in names:
-            engine(name).allocate()
-        return denoiser
-
-    def _place(self, frames: int) -> ClipStore:
-        """Allocate a place for the clip's conditions."""
-        names = ["pose_latents", *(["motion_features"] if "motion" in self._settings.controls else [])]
-        tensors = {name: self._engine(CONDITION_SOURCES[name]).tensor(name) for name in names}
-        rows = {name: (tensor.shape[1:], tensor.dtype) for name, tensor in tensors.items()}
-        place, device = self._settings.conditions_memory, self._opener.device
-        return place_conditions(place, frames, rows, device, self._sizes.tile)
-
-    def _motion(self, reference: U8, track: Track, store: ClipStore) -> None:
-        """Both motion fields of every frame, encoded."""
-        if "motion" not in self._settings.controls:
-            return
-        encoder, decoder = self._engine("cmp_image_encoder"), self._engine("cmp_flow_decoder")
-        frames = len(track.joints)
-        write = store.writer("motion_features", self._stream)
-        with closing(motion.MotionFields(reference, track, encoder, decoder)) as fields:
-            seen = _SeenFields(fields) if self._observe is not None else None
-            conditions.encode_motion(seen or fields, frames, self._engine("motion_encoder"), write)
-        if seen is not None:
-            self._show("motion", seen.motion())
-
-    def _points(self, reference: U8, track: Track, held: ExitStack) -> PointTables | None:
-        """Keypoint correspondence: DIFT features at the reference's joints, carried to every frame's joints."""
-        if "points" not in self._settings.controls:
-            return None
-        sizes, dift = self._sizes, self._engine("dift")
-        noise_shape = (DIFT_ENSEMBLE, 4, sizes.height // 8, sizes.width // 8)
-        dift.run(
-            {
-                "image": framing.to_signed_unit(reference),
-                "posterior_noise": draw_checked(self._noise, "dift_posterior", noise_shape),
-                "noise": draw_checked(self._noise, "dift_noise", noise_shape),
-            }
-        )
-        embeddings = appearance.joint_embeddings(dift, track, sizes.height, sizes.width)
-        encoder = self._engine("point_encoder")
-        return held.enter_context(
-            closing(appearance.encode_points(track, embeddings, encoder, sizes.height, sizes.width))
-        )
-
-    def _conditions(self, reference: U8, pose_images: U8, store: ClipStore, points: PointTables | None) -> ClipInputs:
-        """Encode everything else that no timestep changes."""
-        settings, frames = self._settings, len(pose_images)
-        seen = framing.roundtrip_truncated(reference)
-        conditions.encode_poses(
-            pose_images, frames, self._engine("pose_net"), store.writer("pose_latents", self._stream)
-        )
-        inputs = ClipInputs(
-            self._engine("image_encoder").run({"pixel_values": conditions.clip_pixels(seen)})["image_embeds"],
-            self._engine("vae_encoder").run({"image": self._noised(seen)})["latents"],
-            conditions.added_time_ids(settings.motion_bucket_id, settings.noise_aug_strength),
-            store,
-            points,
-        )
-        if self._observe is not None:
-            self._observe("conditions", self._download(inputs))
-        return inputs
-
-    def _download(self, inputs: ClipInputs) -> Conditions:
-        """What observers get."""
-        store, points = inputs.store, inputs.points
-        frames = store.frames
-        return Conditions(
-            image_embeds=inputs.image_embeds,
-            image_latents=inputs.image_latents,
-            added_time_ids=inputs.added_time_ids,
-            pose_latents=store.download("pose_latents", self._stream),
-            motion_features=store.download("motion_features", self._stream)
-            if "motion_features" in store.names
-            else None,
-            point_features=appearance.scatter(points, 0, frames, self._stream) if points is not None else None,
-        )
-
-    def _noised(self, reference: U8) -> F32:
-        """The reference as the VAE encoder takes it, with noise augmentation where it is asked for."""
-        image = framing.to_signed_unit(reference)
-        strength = self._settings.noise_aug_strength
-        if strength:
-            image = image + np.float32(strength) * draw_checked(self._noise, "image", image.shape)
-        return image
-
     def _denoise(self, denoiser: denoise.Denoiser, inputs: ClipInputs, held: ExitStack) -> Array:
         settings, sizes, frames = self._settings, self._sizes, inputs.store.frames
         schedule = karras_schedule(settings.steps, self._manifest.scheduler)
@@ -297,26 +203,6 @@ class Run:
                 done += len(chunk)
                 self._progress.step("decode", done, total)
         return np.concatenate(chunks)
-
-
-class _SeenFields:
-    """Keeps the motion fields that go by, for observers."""
-
-    def __init__(self, fields: motion.MotionFields) -> None:
-        self._fields = fields
-        self._trajectory: list[F32] = []
-        self._dense: list[F32] = []
-
-    def fill(self, start: int, stop: int, trajectory: Array, dense: Array, stream: Stream) -> None:
-        """See `MotionFields.fill`."""
-        self._fields.fill(start, stop, trajectory, dense, stream)
-        first = 1 if start == 0 else 0  # the reference has no motion
-        self._trajectory.append(trajectory.download(stream)[first:])
-        self._dense.append(dense.download(stream)[first:])
-
-    def motion(self) -> Motion:
-        """Of all frames that went by."""
-        return Motion(np.concatenate(self._trajectory), np.concatenate(self._dense))
 
 
 def _track(aligned: Sequence[Pose]) -> Track:
