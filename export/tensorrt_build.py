@@ -64,7 +64,7 @@ def build_plan(
     backend = load_flavour(flavour)
     backend.resolve_targets(targets)
     log = backend.create_log()
-    builder = backend.trt.Builder(log)
+    builder = backend.create_builder(log)
     network = backend.create_network(builder)
     # the network refers to weights that the parser holds: it must live until the plan is built
     parser = _parse(backend, network, log, onnx_path, spec)

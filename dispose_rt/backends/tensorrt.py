@@ -15,7 +15,7 @@ from ..manifest import Manifest
 from ..signature import Signature, signature_differences
 from .protocol import Engine, Opener
 from .sealed_file import read_sealed, write_sealed
-from .tensorrt_flavour import RUNTIME_CACHE_SUFFIX, load_flavour, name_dimensions, read_head
+from .tensorrt_flavour import RUNTIME_CACHE_SUFFIX, life_lock, load_flavour, name_dimensions, read_head
 
 
 class TensorRtOpener(Opener):
@@ -38,7 +38,7 @@ class TensorRtOpener(Opener):
         self.device = CudaDevice(resolve_device(device))
         self.device.make_current()
         self.log = self.flavour.create_log()
-        self.runtime: Any = self.flavour.trt.Runtime(self.log)
+        self.runtime: Any = self.flavour.create_runtime(self.log)
         self.stream = self.device.stream()
         self.scratch = Scratch(self.stream)
 
@@ -66,7 +66,8 @@ class TensorRtOpener(Opener):
         if self.runtime is not None:
             self.scratch.close()
             self.stream.close()
-            self.runtime = None
+            with life_lock():
+                self.runtime = None
             self.device.close()
 
 

@@ -9,10 +9,13 @@ Neither is imported before it is asked for.
 
 from __future__ import annotations
 
+import gc
 import importlib
 import struct
+import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -29,6 +32,26 @@ _OLDEST = {"tensorrt_rtx": (1, 2), "tensorrt": (10, 8)}
 """First version with everything that is called here."""
 
 _KEPT_MESSAGES = 12
+
+_life = threading.RLock()
+
+
+@contextmanager
+def life_lock() -> Iterator[None]:
+    """Hold this while builders and runtimes of TensorRT are made or let go.
+
+    TensorRT holds a lock of its own while it makes one and logs, which is Python here, and takes the same lock to
+    destroy one. So nothing of it may be destroyed meanwhile: not by another thread, and not by a garbage collection in
+    the middle of the log call, which would wait for itself.
+    """
+    with _life:
+        collects = gc.isenabled()
+        gc.disable()
+        try:
+            yield
+        finally:
+            if collects:
+                gc.enable()
 
 
 def portable_plan_runs_on(capability: str) -> bool:
@@ -94,6 +117,11 @@ class Flavour:
 
     # building
 
+    def create_builder(self, log: Any) -> Any:
+        """Return a builder; let go of it within `life_lock`."""
+        with life_lock():
+            return self.trt.Builder(log)
+
     def create_network(self, builder: Any) -> Any:
         """Return an empty network whose tensors have the types that the graph says."""
         flag = self.trt.NetworkDefinitionCreationFlag
@@ -132,6 +160,11 @@ class Flavour:
         """Set what differs between the flavours in a builder configuration; `targets` as they were asked for."""
 
     # running
+
+    def create_runtime(self, log: Any) -> Any:
+        """Return a runtime; let go of it within `life_lock`."""
+        with life_lock():
+            return self.trt.Runtime(log)
 
     def plan_problem(self, head: bytes, size_bytes: int) -> str | None:
         """Say what is wrong with a plan that its first bytes and its length give away.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from types import SimpleNamespace
 
@@ -104,3 +105,30 @@ def test_a_plan_without_targets_runs_on(capability: str) -> None:
 @pytest.mark.parametrize("capability", ["sm_70", "sm_75", "sm_90", "sm_100", "sm_103", "sm_110"])
 def test_a_plan_without_targets_does_not_run_on(capability: str) -> None:
     assert not portable_plan_runs_on(capability)
+
+
+_OLD_BUILDERS_IN_CYCLES = """
+import gc
+from dispose_rt.backends.tensorrt_flavour import load_flavour
+
+flavour = load_flavour("tensorrt_rtx")
+for threshold in range(1, 80):  # at some of them the collector runs in the middle of the log call
+    gc.disable()
+    gc.collect()
+    log = flavour.create_log()
+    builder = flavour.create_builder(log)
+    network = flavour.create_network(builder)
+    cycle = [log, builder, network, flavour.trt.OnnxParser(network, log)]
+    cycle.append(cycle)
+    del builder, network, cycle
+    log = flavour.create_log()
+    gc.set_threshold(threshold)
+    gc.enable()
+    flavour.create_builder(log)
+"""
+
+
+def test_old_builders_that_wait_for_the_garbage_collector_block_no_new_one() -> None:
+    """TensorRT logs, which is Python, while it holds the lock that destroying a builder takes."""
+    pytest.importorskip("tensorrt_rtx")
+    subprocess.run([sys.executable, "-c", _OLD_BUILDERS_IN_CYCLES], check=True, timeout=60)
