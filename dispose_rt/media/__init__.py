@@ -1,13 +1,16 @@
-"""Pictures and videos: what the user hands in becomes uint8 RGB arrays, and such arrays become an mp4."""
+"""Pictures and videos: what the user hands in becomes uint8 RGB arrays, and such arrays become a video file."""
 
 from __future__ import annotations
 
 from .images import ImageSource, PilImage, read_image
+from .outputs import SUFFIXES, check_output_path
 from .videos import DEFAULT_FPS, Video, VideoSource, frame_step, open_video
-from .writer import VideoWriter, check_output_path, open_writer, write_video
+from .writer import FrameSink, VideoWriter, open_writer, write_video
 
 __all__ = [
     "DEFAULT_FPS",
+    "SUFFIXES",
+    "FrameSink",
     "ImageSource",
     "PilImage",
     "Video",

@@ -16,22 +16,27 @@ from av.video.reformatter import VideoReformatter
 
 from ..errors import InputError, InputWarning
 from ..types import U8
+from .images import MAX_PIXELS
 from .orientation import UPRIGHT, Orientation, orientation_of_matrix
+from .time_stamps import Stamps
 
 PLAUSIBLE_FPS = 240
 """Above this, a container's average rate is its clock, not its frame rate (browsers record so), and is measured."""
 _ATTACHED_PICTURE = 0x0400
 _PICTURE_FORMATS = ("image2", "ico", "tty")
+_COUNTING_FORMATS = ("avi",)
+"""Their time stamps count places for pictures in the order of storage, and say nothing of the order of display."""
 _KINDS = "an mp4, mov, mkv, webm, avi or gif file"
 
 
 @dataclass(frozen=True)
 class Probe:
-    """What is known about a video file once its first frame was decoded; fps is None where nothing tells it."""
+    """What is known about a video file once its first frame was decoded; fps and frame_count are None if unknown."""
 
     fps: float | None
     width: int
     height: int
+    frame_count: int | None
 
 
 @dataclass
@@ -68,15 +73,38 @@ def probe_file(path: Path, measure_rate: bool) -> Probe:
         if _orientation(frame).transpose:
             width, height = height, width
         fps = _stated_rate(stream)
+        count, length_s = _announced(container, stream), _length_s(container, stream)
     if measure_rate and fps is None:
         fps = _measured_rate(path)
         if fps is None:
             warnings.warn(f"the video {path} states no frame rate; 24 is assumed", InputWarning, stacklevel=2)
-    return Probe(fps, width, height)
+    if not count and fps and length_s:
+        count = max(1, round(length_s * fps))
+    return Probe(fps, width, height, count or None)
 
 
-def read_frames(path: Path, step: int) -> Iterator[U8]:
-    """Decode every `step`-th frame; see `Video.frames`."""
+def read_stamps(path: Path) -> Stamps:
+    """Read the time stamps of all pictures that are shown, without decoding."""
+    with _open(path) as (container, stream):
+        counts = container.format.name in _COUNTING_FORMATS
+        packets = _packets(container, stream, _Tally(0))
+        shown = [(packet.pts, packet.dts) for packet in packets if packet and not packet.is_discard]
+        ticks = sorted(stamp[counts] for stamp in shown if stamp[counts] is not None)
+        return Stamps(ticks, Fraction(stream.time_base), len(shown) - len(ticks), counts)
+
+
+def find_start(path: Path) -> Fraction | None:
+    """Time stamp of the first frame that can be decoded, in seconds; None if it has none."""
+    with _open(path) as (container, stream):
+        if container.format.name in _COUNTING_FORMATS:
+            packet = next((packet for packet in _packets(container, stream, _Tally(0)) if packet), None)
+            return packet.dts * Fraction(stream.time_base) if packet and packet.dts is not None else None
+        frame = next(_decode(container, stream, _Tally(0)), None)
+        return _stamp(frame, stream) if frame is not None else None
+
+
+def read_frames(path: Path, step: int) -> Iterator[tuple[int, Fraction | None, U8]]:
+    """Decode every `step`-th frame, with its number and its time stamp in seconds; see `Video.frames`."""
     with _open(path) as (container, stream):
         tally = _Tally(_announced(container, stream))
         reformatter = VideoReformatter()  # kept: it caches the conversion
@@ -89,7 +117,7 @@ def read_frames(path: Path, step: int) -> Iterator[U8]:
             if number % step == 0:
                 # FFmpeg's default conversion, up to two levels dark: the pixels that other readers built on it deliver
                 pixels: Any = reformatter.reformat(frame, format="rgb24").to_ndarray()
-                yield orientation.apply(pixels)
+                yield number, _stamp(frame, stream), orientation.apply(pixels)
         if tally.damaged or tally.read < tally.announced:
             of_all = f" of {tally.announced} announced" if tally.announced else ""
             message = (
@@ -130,12 +158,24 @@ def _find_stream(container: Any, path: Path) -> Any:
     for stream in container.streams.video:
         if not stream.disposition.value & _ATTACHED_PICTURE and stream.codec_context is not None:
             stream.thread_type = "AUTO"
+            _refuse_bomb(path, stream)
             return stream
     kinds = sorted({stream.type for stream in container.streams}) or ["nothing"]
     raise InputError(
         f"the video {path} has no video stream (it holds {', '.join(kinds)}); it is a sound file, or nothing was "
         f"recorded before it was closed. Pass {_KINDS} with pictures in it"
     )
+
+
+def _refuse_bomb(path: Path, stream: Any) -> None:
+    """Look at the size before anything of it is decoded, and let the decoder refuse a later one."""
+    width, height = stream.width, stream.height
+    if width * height > MAX_PIXELS:
+        raise InputError(
+            f"the video {path} has frames of {width} x {height} pixels, more than the {MAX_PIXELS} that are accepted; "
+            "scale it down first: ffmpeg -i INPUT -vf scale=-2:1080 OUTPUT.mp4"
+        )
+    stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
 
 
 def _decode(container: Any, stream: Any, tally: _Tally) -> Iterator[Any]:
@@ -173,10 +213,25 @@ def _packets(container: Any, stream: Any, tally: _Tally) -> Iterator[Any]:
 
 
 def _announced(container: Any, stream: Any) -> int:
-    """Pictures that the container lists; an mp4's edit list can leave some of the stated number out of the index."""
+    """Pictures that the container lists.
+
+    An mp4's edit list can leave some of the stated number out of the index, and an avi counts places without a picture.
+    """
     stated = int(stream.frames)
-    index = len(getattr(stream, "index_entries", ())) if "mp4" in container.format.name else 0  # PyAV 17 and later
+    has_index = "mp4" in container.format.name or container.format.name in _COUNTING_FORMATS
+    index = len(getattr(stream, "index_entries", ())) if has_index else 0  # PyAV 17 and later
     return min(stated, index) if index else stated
+
+
+def _length_s(container: Any, stream: Any) -> float | None:
+    if stream.duration:
+        return float(stream.duration * stream.time_base)
+    return container.duration / av.time_base if container.duration else None
+
+
+def _stamp(frame: Any, stream: Any) -> Fraction | None:
+    """Time stamp in seconds. (A frame that the decoder held back to the end has no time base of its own.)"""
+    return frame.pts * Fraction(stream.time_base) if frame.pts is not None else None
 
 
 def _orientation(frame: Any) -> Orientation:

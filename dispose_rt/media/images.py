@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from ..errors import InputError
 from ..types import U8
 from .files import find_file
+from .headers import read_size
 from .orientation import EXIF_ORIENTATION_TAG, EXIF_ORIENTATIONS, UPRIGHT, exif_orientation
 
 MAX_PIXELS = 2**28
@@ -92,8 +93,8 @@ def _read_array(array: NDArray[Any]) -> U8:
         raise InputError(
             f"the image array has shape {array.shape}, expected [height, width] or [height, width, 1, 3 or 4]; {advice}"
         )
-    _check_size(array.shape[1], array.shape[0], "the image array")
-    return _to_rgb(array)
+    check_size(array.shape[1], array.shape[0], "the image array")
+    return to_rgb(array)
 
 
 def _read_file(path: Path) -> U8:
@@ -104,8 +105,11 @@ def _read_file(path: Path) -> U8:
         )
     data = path.read_bytes()
     _check_complete(data, path)
+    stated = read_size(data)
+    if stated is not None:
+        check_size(*stated, f"the image {path}")
     image = _decode_file(data, path)
-    _check_size(image.shape[1], image.shape[0], f"the image {path}")
+    check_size(image.shape[1], image.shape[0], f"the image {path}")
     return image
 
 
@@ -122,7 +126,7 @@ def _decode_file(data: bytes, path: Path) -> U8:
     if pixels.dtype not in (np.uint8, np.uint16):
         raise InputError(f"the image {path} holds {pixels.dtype} values; save it with 8 or 16 bits per channel")
     order = [2, 1, 0, 3][: pixels.shape[2]]  # OpenCV answers BGR or BGRA
-    return exif_orientation(data).apply(_to_rgb(_to_u8(pixels[:, :, order])))
+    return exif_orientation(data).apply(to_rgb(_to_u8(pixels[:, :, order])))
 
 
 def _decode_transparent(data: bytes) -> NDArray[Any] | None:
@@ -195,7 +199,7 @@ def _read_pil(image: PilImage) -> U8:
     try:
         orientation = EXIF_ORIENTATIONS.get(image.getexif().get(EXIF_ORIENTATION_TAG, 1), UPRIGHT)
         width, height = image.size
-        _check_size(width, height, "the PIL image")
+        check_size(width, height, "the PIL image")
         if image.mode == "I" or image.mode.startswith("I;16"):
             pixels = _to_u8(_deep_pixels(image))
         elif image.mode == "F":
@@ -207,7 +211,7 @@ def _read_pil(image: PilImage) -> U8:
         raise
     except (OSError, SyntaxError, ValueError, EOFError) as error:  # what Pillow raises for damaged or closed files
         raise InputError(f"the PIL image cannot be decoded: {error}; open it again from a complete file") from error
-    return orientation.apply(_to_rgb(pixels))
+    return orientation.apply(to_rgb(pixels))
 
 
 def _deep_pixels(image: PilImage) -> NDArray[np.uint16]:
@@ -221,7 +225,8 @@ def _deep_pixels(image: PilImage) -> NDArray[np.uint16]:
     return values.astype(np.uint16)
 
 
-def _check_size(width: int, height: int, name: str) -> None:
+def check_size(width: int, height: int, name: str) -> None:
+    """Refuse pictures without pixels, and those that are too large to be anything but a trap."""
     if not width or not height:
         raise InputError(f"{name} has {width} x {height} pixels; pass one with at least one pixel")
     if width * height > MAX_PIXELS:
@@ -238,7 +243,7 @@ def _to_u8(pixels: NDArray[Any]) -> U8:
     return pixels.astype(np.uint8, copy=False)
 
 
-def _to_rgb(pixels: U8) -> U8:
+def to_rgb(pixels: U8) -> U8:
     """Three channels from one, three or four (the fourth is alpha, not premultiplied; the ground is white)."""
     if pixels.ndim == 2:
         pixels = pixels[:, :, None]

@@ -1,12 +1,15 @@
-"""Reads driving videos lazily: a file, or any iterable of pictures, becomes uint8 [height, width, 3] RGB frames."""
+"""Reads driving videos lazily: files, folders and iterables of pictures become uint8 [height, width, 3] RGB frames."""
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sized
 from dataclasses import dataclass, field
+from fractions import Fraction
+from functools import cached_property
 from itertools import chain, islice
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -14,16 +17,23 @@ from numpy.typing import NDArray
 
 from ..errors import InputError
 from ..types import U8
-from .containers import probe_file, read_frames
+from .animated_webp import is_animated_webp, probe_webp, read_webp_frames, read_webp_stamps
+from .containers import probe_file, read_frames, read_stamps
 from .files import find_file
+from .folders import digest_file, digest_pictures, list_pictures
 from .images import ImageSource, PilImage, read_image
+from .time_stamps import Stamps, time_frames
 
 DEFAULT_FPS = 24.0
 """Frame rate of an iterable whose caller gave none: the rate at which `frame_step` uses every `stride`-th frame."""
 MAX_FPS = 1000.0
 
 VideoSource: TypeAlias = "str | os.PathLike[str] | NDArray[np.uint8] | Iterable[ImageSource]"
-"""The path of a video file, a uint8 array [frames, height, width, 3], or any iterable of what `read_image` takes."""
+"""The path of a video file or of a folder of pictures, a uint8 array [frames, height, width, 3], or any iterable of
+what `read_image` takes."""
+
+NumberedFrames: TypeAlias = Iterator[tuple[int, Fraction | None, U8]]
+"""Number, time stamp in seconds if there is one, and pixels of every frame in use."""
 
 
 @dataclass(frozen=True)
@@ -34,13 +44,19 @@ class Video:
         name: what messages call it.
         fps: frames per second of the source.
         width, height: size of every frame in pixels, upright.
+        frame_count: how many frames to expect, as far as the source tells; None if it does not.
+        path: the video file; None for folders and iterables.
     """
 
     name: str
     fps: float
     width: int
     height: int
-    _read: Callable[[int], Iterator[U8]] = field(repr=False)
+    _read: Callable[[int], NumberedFrames] = field(repr=False)
+    frame_count: int | None = None
+    path: Path | None = None
+    _read_stamps: Callable[[], Stamps] | None = field(default=None, repr=False)
+    _digest: Callable[[], str] | None = field(default=None, repr=False)
 
     def frames(self, step: int = 1) -> Iterator[U8]:
         """Decode frames 0, step, 2 * step, ... one at a time.
@@ -60,9 +76,56 @@ class Video:
         Warns:
             InputWarning: the file ends early or is damaged; what can be decoded is used.
         """
-        if isinstance(step, bool) or not isinstance(step, int) or step < 1:
-            raise InputError(f"step is {step!r}; it must be an integer of 1 or more")
-        return self._read(step)
+        return (frame for _, _, frame in self._read(_check_step(step)))
+
+    def timed_frames(self, step: int = 1) -> Iterator[tuple[U8, Fraction]]:
+        """Decode the frames of `frames` together with the times at which they are shown.
+
+        Args:
+            step: see `frames`.
+
+        Yields:
+            A frame, and its time in seconds since the first one, ascending. That is its number divided by `fps` where
+            the source has no time stamps (folders, iterables, raw streams), where too many of them are broken, or where
+            the caller of `open_video` stated the rate.
+
+        Raises:
+            InputError: see `frames`.
+
+        Warns:
+            InputWarning: see `frames`; or time stamps are broken.
+        """
+        return time_frames(self._read(_check_step(step)), self._stamps, self.fps, self.name)
+
+    @property
+    def is_variable(self) -> bool:
+        """Whether some frame is shown at another time than an even row of `fps` per second would show it.
+
+        The first look reads the whole file, without decoding it.
+        """
+        return self._stamps is not None and not self._stamps.is_even(self.fps)
+
+    def content_digest(self) -> str | None:
+        """Digest what the frames are made from.
+
+        Returns:
+            SHA-256 in hexadecimal digits: over the bytes of the file, or over the names and bytes of a folder's
+            pictures in their order. None for iterables.
+
+        Raises:
+            InputError: a file cannot be read any more.
+        """
+        return self._digest() if self._digest else None
+
+    @cached_property
+    def _stamps(self) -> Stamps | None:
+        return self._read_stamps() if self._read_stamps else None
+
+
+def _check_step(step: int) -> int:
+    if isinstance(step, bool) or not isinstance(step, int) or step < 1:
+        raise InputError(f"step is {step!r}; it must be an integer of 1 or more")
+    return step
 
 
 def frame_step(stride: int, source_fps: float) -> int:
@@ -81,17 +144,20 @@ def frame_step(stride: int, source_fps: float) -> int:
 def open_video(source: VideoSource, fps: float | None = None) -> Video:
     """Open a video and look at its first frame.
 
-    Files: any container and codec of FFmpeg's. The rotation and mirroring that a phone notes in the file are applied;
-    non-square pixels are taken as they are stored. Iterables: frames are read by `read_image`; only those in use are
-    converted and compared in size.
+    Files: any container and codec of FFmpeg's, and animated WebP. The rotation and mirroring that a phone notes in the
+    file are applied; non-square pixels are taken as they are stored. Folders: their pictures in natural order (frame2
+    before frame10), hidden and other files left out. Folders and iterables: frames are read by `read_image`; only those
+    in use are converted and compared in size.
 
     Args:
-        source: path; uint8 array [frames, height, width, 3] RGB; or iterable of paths, uint8 arrays or PIL images.
-        fps: frame rate of the source, 0 < fps <= 1000. None takes the average rate that the file states, and 24 for an
-            iterable.
+        source: path of a file or folder; uint8 array [frames, height, width, 3] RGB; or iterable of paths, uint8 arrays
+            or PIL images.
+        fps: frame rate of the source, 0 < fps <= 1000; the time stamps of a file are ignored then. None takes the
+            average rate that the file states, and 24 for a folder or iterable.
 
     Raises:
-        InputError: there is no such file, it holds no video, not one frame can be decoded, or the iterable is empty.
+        InputError: there is no such file, it holds no video, not one frame can be decoded, its frames have more than
+            2**28 pixels, the folder holds no picture, or the iterable is empty.
 
     Warns:
         InputWarning: the file states no usable frame rate.
@@ -121,10 +187,38 @@ def _check_fps(fps: float) -> float:
 
 
 def _open_file(source: str | os.PathLike[str], fps: float | None) -> Video:
-    path = find_file(source, "video")
-    first = probe_file(path, measure_rate=fps is None)
-    rate = fps or first.fps or DEFAULT_FPS
-    return Video(str(path), rate, first.width, first.height, lambda step: read_frames(path, step))
+    path = find_file(source, "video", allow_folder=True)
+    if path.is_dir():
+        return _open_folder(path, fps or DEFAULT_FPS)
+    probe, read, stamps = probe_file, read_frames, read_stamps
+    if is_animated_webp(path):
+        probe, read, stamps = probe_webp, read_webp_frames, read_webp_stamps
+    first = probe(path, measure_rate=fps is None)
+    return Video(
+        str(path),
+        fps or first.fps or DEFAULT_FPS,
+        first.width,
+        first.height,
+        lambda step: read(path, step),
+        first.frame_count,
+        path,
+        (lambda: stamps(path)) if fps is None else None,
+        lambda: digest_file(path),
+    )
+
+
+def _open_folder(folder: Path, fps: float) -> Video:
+    pictures = list_pictures(folder)
+    height, width = read_image(pictures[0]).shape[:2]
+    return Video(
+        str(folder),
+        fps,
+        width,
+        height,
+        lambda step: _convert(iter(pictures), step, (height, width)),
+        len(pictures),
+        _digest=lambda: digest_pictures(pictures),
+    )
 
 
 def _check_stack(array: NDArray[Any]) -> None:
@@ -147,27 +241,29 @@ def _open_iterable(source: Iterable[Any], fps: float) -> Video:
     height, width = _read_numbered(head[0], 0).shape[:2]
     unread: list[Iterator[Any]] = [chain(head, iterator)]
 
-    def read(step: int) -> Iterator[U8]:
+    def read(step: int) -> NumberedFrames:
         if not single_use:
             return _convert(iter(source), step, (height, width))
         if not unread:
             raise InputError(f"{name} was used up by an earlier run; pass a list, or a new generator")
         return _convert(unread.pop(), step, (height, width))
 
-    return Video(name, fps, width, height, read)
+    count = len(source) if isinstance(source, Sized) else None
+    return Video(name, fps, width, height, read, count)
 
 
-def _convert(items: Iterator[Any], step: int, size: tuple[int, int]) -> Iterator[U8]:
+def _convert(items: Iterator[Any], step: int, size: tuple[int, int]) -> NumberedFrames:
     for number, item in enumerate(items):
         if number % step:
             continue
         frame = _read_numbered(item, number)
         if frame.shape[:2] != size:
+            which = f" ({item})" if isinstance(item, (str, os.PathLike)) else ""
             raise InputError(
-                f"frame {number} of the video is {frame.shape[1]} x {frame.shape[0]} pixels, frame 0 is "
+                f"frame {number} of the video{which} is {frame.shape[1]} x {frame.shape[0]} pixels, frame 0 is "
                 f"{size[1]} x {size[0]}; bring all frames to one size"
             )
-        yield frame
+        yield number, None, frame
 
 
 def _read_numbered(item: Any, number: int) -> U8:

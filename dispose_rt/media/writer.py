@@ -1,106 +1,105 @@
-"""Writes H.264 files while the caller goes on computing; a file appears under its name only when it is complete."""
+"""Writes videos while the caller goes on computing; a file appears under its name only when it is complete."""
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import queue
-import secrets
-import tempfile
 import threading
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, closing, contextmanager
 from fractions import Fraction
-from itertools import chain, islice
+from itertools import chain, islice, zip_longest
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 import av
 import numpy as np
-from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 
-from ..errors import InputError
+from ..errors import InputError, InputWarning, OutputError
 from ..types import U8
+from .encoders import TICKS_PER_S, add_stream, container_options, encode, pad_to_even
+from .files import find_file
+from .gif import write_gif
+from .outputs import PartFile, check_output_path, explain_failure
+from .sound import Sound, has_sound
 
-SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv")
 MAX_FPS = 1000.0
-CRF = "18"
-"""x264's constant quality: 18 is usually taken as visually lossless."""
-_X264_OPTIONS = {
-    "crf": CRF,
-    "preset": "medium",
-    # With its macroblock tree, what x264 (core 165) writes depends on what the process encoded before: of some 1500
-    # encodings of one clip between other videos, 3 % had other bytes; without it, none of 788. It costs 7 % of size.
-    "x264-params": "mbtree=0",
-}
 QUEUED_FRAMES = 16
 """Frames that may wait for the encoder, so that it never holds up a chunk of the decoder's nor hoards memory."""
-_BT709 = 1  # ISO/IEC 23091-2 code point of primaries, transfer and matrix alike
-
-
-def check_output_path(path: str | os.PathLike[str]) -> Path:
-    """Find out before a long run whether a video could be written.
-
-    Args:
-        path: where the video shall go; an existing file will be replaced.
-
-    Raises:
-        InputError: unknown suffix, no such folder, no right to write there, or the path is a directory.
-    """
-    target = Path(path)
-    problem = _find_output_problem(target)
-    if problem:
-        raise InputError(f"the output {target} cannot be written: {problem}")
-    return target
-
-
-def _find_output_problem(target: Path) -> str | None:
-    if target.suffix.lower() not in SUFFIXES:
-        return f"its suffix is {target.suffix!r}; name it with one of {', '.join(SUFFIXES)}"
-    if target.is_dir():
-        return f"it is a directory; name a file in it, such as {target / 'out.mp4'}"
-    if not target.parent.is_dir():
-        return f"the folder {target.parent} does not exist; create it: mkdir -p {target.parent}"
-    try:
-        with tempfile.TemporaryFile(dir=target.parent):  # the only test that sees read-only file systems and quotas
-            return None
-    except OSError as error:
-        return f"{error}; choose a folder that you may write to"
+_SOUND_LAG_S = Fraction(1, 2)  # behind the pictures, so that nothing is encoded beyond their end
+_log = logging.getLogger("dispose_rt")
 
 
 class VideoWriter:
-    """Encodes frames to H.264 (yuv420p, BT.709, limited range) in a thread of its own.
+    """Encodes frames in a thread of its own; the suffix decides how.
 
-    Use it as a context manager. The file is written under a temporary name in the same folder. It gets its own name
-    when the `with` block ends without an exception; otherwise it is removed, and what was there before stays.
+    | suffix | pictures | sound |
+    |---|---|---|
+    | mp4, m4v, mov, mkv | H.264 (yuv420p, BT.709, limited range) | AAC, or the source's own |
+    | webm | VP9 (the same) | Opus, or the source's own |
+    | gif | 256 colours for the whole clip, at most 50 per second | none |
+
+    Use it as a context manager. The file is written under a hidden temporary name in the same folder. It gets its own
+    name when the `with` block ends without an exception; otherwise it is removed, and what was there before stays.
 
     Args:
-        path: mp4, m4v, mov or mkv file.
-        fps: frames per second, 0 < fps <= 1000; the nearest fraction with a denominator up to 1001 is stored.
-        width, height: size of every frame in pixels. An odd size is padded by its last row or column.
+        path: mp4, m4v, mov, mkv, webm or gif file.
+        fps: frames per second, 0 < fps <= 1000; the nearest fraction with a denominator up to 1001 is stored. With
+            uneven times it is the average, and tells how long the last frame is shown.
+        width, height: size of every frame in pixels. An odd size is padded by its last row or column (a gif's is not).
+        audio: file whose sound goes into the output: its default audio stream, or the first one. The time stamp of the
+            file's first picture is the output's time 0, and the sound ends with the output's last picture. None, or a
+            file without sound, makes a silent video.
 
     Raises:
-        InputError: the path cannot be written, or a number is out of range.
+        OutputError: the path cannot be written.
+        InputError: a number is out of range, or there is no file `audio`.
+
+    Warns:
+        InputWarning: the sound is damaged, and left out as far as it is.
     """
 
-    def __init__(self, path: str | os.PathLike[str], fps: float | Fraction, width: int, height: int) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        fps: float | Fraction,
+        width: int,
+        height: int,
+        audio: str | os.PathLike[str] | None = None,
+    ) -> None:
         if not 0 < fps <= MAX_FPS or not math.isfinite(fps):
             raise InputError(f"fps of the output is {fps}; it must be above 0 and at most {MAX_FPS:g}")
         if width < 1 or height < 1:
             raise InputError(f"the output has {width} x {height} pixels; both must be at least 1")
         self.path = check_output_path(path)
+        self._suffix = self.path.suffix.lower()
+        self._audio = None if audio is None else find_file(audio, "video")
         self._shape = (height, width, 3)
         self._rate = Fraction(fps).limit_denominator(1001)
-        self._part = self.path.with_name(f".{self.path.stem}.{secrets.token_hex(4)}.part{self.path.suffix}")
+        self._part = PartFile(self.path)
         self._queue: queue.Queue[Any] = queue.Queue(QUEUED_FRAMES)
         self._thread = threading.Thread(target=self._work, name="video encoder", daemon=True)
         self._failure: Exception | None = None
         self._abandoned = threading.Event()
+        self._sound_problem: str | None = None
         self._written = 0
+        self._last_s: Fraction | None = None
 
     def __enter__(self) -> VideoWriter:
         """Start the encoder."""
+        if self._audio is not None and self._suffix == ".gif":
+            _log.info("%s gets no sound: a gif has none", self.path)
+            self._audio = None
+        if self._audio is not None and not has_sound(self._audio):
+            self._audio = None
+        try:
+            self._part.create()
+        except OSError as error:
+            raise OutputError(explain_failure(self.path, error)) from error
         self._thread.start()
         return self
 
@@ -117,14 +116,17 @@ class VideoWriter:
             if not finished:
                 self._discard()
 
-    def write(self, frame: U8) -> None:
+    def write(self, frame: U8, time_s: Fraction | float | None = None) -> None:
         """Hand over the next frame; waits only while `QUEUED_FRAMES` of them are waiting already.
 
         Args:
             frame: uint8 [height, width, 3], RGB. It is copied.
+            time_s: when it is shown, in seconds, after the time of the frame before by 1/90000 s or more. Given for all
+                frames or for none; without it they follow each other evenly.
 
         Raises:
-            InputError: wrong shape or dtype, or the file could not be written (the disk is full, for example).
+            InputError: wrong shape or dtype, or a time that is not after the last one.
+            OutputError: the file could not be written (the disk is full, for example).
         """
         self._raise_failure()
         if not self._thread.is_alive():
@@ -135,8 +137,26 @@ class VideoWriter:
                 f"frame {self._written} for {self.path} is {dtype} {shape}, expected uint8 {self._shape}; all frames "
                 "must have the size that the writer was opened with"
             )
-        self._queue.put(av.VideoFrame.from_ndarray(_pad_to_even(frame), format="rgb24"))
+        time = self._check_time(time_s)
+        pixels = np.ascontiguousarray(frame) if self._suffix == ".gif" else pad_to_even(frame)
+        self._queue.put((av.VideoFrame.from_ndarray(pixels, format="rgb24"), time))
         self._written += 1
+
+    def _check_time(self, time_s: Fraction | float | None) -> Fraction | None:
+        if self._written and (time_s is None) != (self._last_s is None):
+            raise InputError(f"frame {self._written} for {self.path}: give a time for all frames, or for none")
+        if time_s is None:
+            return None
+        if not math.isfinite(time_s) or time_s < 0:
+            raise InputError(f"the time of frame {self._written} for {self.path} is {time_s}; it must be 0 or more")
+        time = Fraction(round(Fraction(time_s) * TICKS_PER_S), TICKS_PER_S)
+        if self._last_s is not None and time <= self._last_s:
+            raise InputError(
+                f"the time of frame {self._written} for {self.path} is {float(time_s):g} s, not after that of the "
+                f"frame before ({float(self._last_s):g} s); times must ascend"
+            )
+        self._last_s = time
+        return time
 
     def _finish(self) -> None:
         if not self._written:
@@ -145,9 +165,11 @@ class VideoWriter:
         self._thread.join()
         self._raise_failure()
         try:
-            self._part.replace(self.path)
+            self._part.commit()
         except OSError as error:
-            raise InputError(f"the output {self.path} cannot be written: {error}") from error
+            raise OutputError(explain_failure(self.path, error)) from error
+        if self._sound_problem:
+            warnings.warn(f"the sound of {self._audio}: {self._sound_problem}", InputWarning, stacklevel=4)
 
     def _discard(self) -> None:
         """End the thread at once and remove what it wrote."""
@@ -155,80 +177,71 @@ class VideoWriter:
         if self._thread.is_alive():
             self._queue.put(None)
             self._thread.join()
-        self._part.unlink(missing_ok=True)
+        self._part.discard()
 
     def _raise_failure(self) -> None:
         if self._failure is not None:
-            advice = "make room there or choose another folder"
-            raise InputError(f"the output {self.path} cannot be written: {self._failure}; {advice}") from self._failure
+            raise OutputError(explain_failure(self.path, self._failure)) from self._failure
 
     def _work(self) -> None:
-        """Body of the thread. After a failure it goes on emptying the queue, so that nobody waits for a full one."""
+        """Body of the thread. At an early end it goes on emptying the queue, so that nobody waits for a full one."""
         frames = self._take_frames()
         try:
-            with av.open(str(self._part), "w", options=_container_options(self.path)) as container:
-                self._encode(container, frames)
+            if self._suffix == ".gif":
+                write_gif(self._part.path, frames, self._rate, self._abandoned.is_set)
+            else:
+                self._write_streams(frames)
         except Exception as error:  # whatever it is, it is raised again in the caller's thread
             self._failure = error
-            for _ in frames:
-                pass
+        for _ in frames:
+            pass
 
-    def _take_frames(self) -> Iterator[Any]:
-        """Yield frames until the end mark."""
-        while (frame := self._queue.get()) is not None:
+    def _take_frames(self) -> Iterator[tuple[Any, Fraction | None]]:
+        """Yield frames and their times until the end mark."""
+        while (item := self._queue.get()) is not None:
             if not self._abandoned.is_set():
-                yield frame
+                yield item
 
-    def _encode(self, container: Any, frames: Iterator[Any]) -> None:
-        stream = _add_stream(container, self._rate, self._shape)
-        reformatter = VideoReformatter()  # kept: it caches the conversion
-        for number, frame in enumerate(frames):
-            picture = _to_yuv(reformatter, frame)
-            picture.pts, picture.time_base = number, 1 / self._rate
-            container.mux(stream.encode(picture))
-        if not self._abandoned.is_set():
-            container.mux(stream.encode(None))
-
-
-def _container_options(path: Path) -> dict[str, str]:
-    """Put the index in front, so that a browser can start to play before it has the whole file."""
-    return {} if path.suffix.lower() == ".mkv" else {"movflags": "+faststart"}
-
-
-def _add_stream(container: Any, rate: Fraction, shape: tuple[int, int, int]) -> Any:
-    stream = container.add_stream("libx264", rate=rate, options=_X264_OPTIONS)
-    height, width, _ = shape
-    stream.width, stream.height = width + width % 2, height + height % 2
-    stream.pix_fmt = "yuv420p"
-    context = stream.codec_context
-    context.colorspace = context.color_primaries = context.color_trc = _BT709
-    context.color_range = ColorRange.MPEG
-    return stream
+    def _write_streams(self, frames: Iterator[tuple[Any, Fraction | None]]) -> None:
+        head = list(islice(frames, 1))
+        if not head:
+            return
+        is_uneven = head[0][1] is not None
+        with ExitStack() as stack:
+            container = av.open(f"file:{self._part.path}", "w", options=container_options(self.path))
+            stack.enter_context(container)
+            stream = add_stream(container, self._suffix, self._rate, self._shape, is_uneven)
+            sound = None
+            if self._audio is not None:
+                sound = stack.enter_context(closing(Sound(self._audio, container, self._suffix)))
+            for packet, time_s in encode(stream, chain(head, frames), self._rate):
+                if self._abandoned.is_set():
+                    return
+                container.mux(packet)
+                if sound is not None:
+                    sound.mux_until(time_s - _SOUND_LAG_S)
+            if sound is not None:
+                last_s = (self._written - 1) / self._rate if self._last_s is None else self._last_s
+                sound.finish(last_s + 1 / self._rate)
+                self._sound_problem = sound.problem
 
 
-def _to_yuv(reformatter: Any, frame: Any) -> Any:
-    """Convert by the matrix that the file is tagged with; FFmpeg's own choice would be BT.601."""
-    return reformatter.reformat(
-        frame,
-        format="yuv420p",
-        src_color_range=ColorRange.JPEG,
-        dst_colorspace=Colorspace.ITU709,
-        dst_color_range=ColorRange.MPEG,
-    )
+class FrameSink(Protocol):
+    """What `open_writer` hands out."""
 
-
-def _pad_to_even(frame: U8) -> U8:
-    """Repeat the last row or column of an odd size: yuv420p stores colour for 2 x 2 pixels."""
-    height, width, _ = frame.shape
-    if height % 2 or width % 2:
-        frame = np.pad(frame, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
-    return np.ascontiguousarray(frame)
+    def __call__(self, frame: U8, time_s: Fraction | float | None = None) -> None:
+        """Take the next frame; see `VideoWriter.write`."""
+        ...
 
 
 @contextmanager
 def open_writer(
-    path: str | os.PathLike[str] | None, fps: float, width: int, height: int
-) -> Iterator[Callable[[U8], None]]:
+    path: str | os.PathLike[str] | None,
+    fps: float,
+    width: int,
+    height: int,
+    audio: str | os.PathLike[str] | None = None,
+) -> Iterator[FrameSink]:
     """Open a `VideoWriter` where there is a path, and throw frames away where there is none.
 
     Args:
@@ -236,33 +249,43 @@ def open_writer(
         fps: see `VideoWriter`.
         width: see `VideoWriter`.
         height: see `VideoWriter`.
+        audio: see `VideoWriter`.
 
     Yields:
-        A function that takes the next frame.
+        A function that takes the next frame, and its time where times are uneven.
 
     Raises:
         InputError: see `VideoWriter`.
     """
     if path is None:
-        yield lambda frame: None
+        yield lambda frame, time_s=None: None
         return
-    with VideoWriter(path, fps, width, height) as writer:
+    with VideoWriter(path, fps, width, height, audio) as writer:
         yield writer.write
 
 
-def write_video(path: str | os.PathLike[str], frames: Iterable[U8], fps: float | Fraction) -> Path:
+def write_video(
+    path: str | os.PathLike[str],
+    frames: Iterable[U8],
+    fps: float | Fraction,
+    audio: str | os.PathLike[str] | None = None,
+    times_s: Iterable[Fraction | float] | None = None,
+) -> Path:
     """Write frames to a file; see `VideoWriter`.
 
     Args:
-        path: mp4, m4v, mov or mkv file.
+        path: mp4, m4v, mov, mkv, webm or gif file.
         frames: uint8 arrays [height, width, 3] in RGB, at least one, all of one size.
         fps: frames per second, 0 < fps <= 1000.
+        audio: file whose sound goes into the output.
+        times_s: when each frame is shown, seconds, ascending; None shows them evenly.
 
     Returns:
         The path.
 
     Raises:
-        InputError: there is no frame, a frame has another size or dtype, or the file cannot be written.
+        OutputError: the file cannot be written.
+        InputError: there is no frame, a frame has another size or dtype, or there are not as many times as frames.
     """
     target = check_output_path(path)
     iterator = iter(frames)
@@ -272,7 +295,13 @@ def write_video(path: str | os.PathLike[str], frames: Iterable[U8], fps: float |
     shape = np.shape(head[0])
     if len(shape) != 3:
         raise InputError(f"frame 0 for {target} has shape {shape}, expected [height, width, 3]")
-    with VideoWriter(target, fps, shape[1], shape[0]) as writer:
-        for frame in chain(head, iterator):
-            writer.write(frame)
+    with VideoWriter(target, fps, shape[1], shape[0], audio) as writer:
+        if times_s is None:
+            for frame in chain(head, iterator):
+                writer.write(frame)
+        else:
+            for frame, time_s in zip_longest(chain(head, iterator), times_s):
+                if frame is None or time_s is None:
+                    raise InputError(f"{target} gets another number of times than of frames; give one time per frame")
+                writer.write(frame, time_s)
     return target

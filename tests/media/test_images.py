@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from dispose_rt.errors import InputError
-from dispose_rt.media import PilImage, images, read_image
+from dispose_rt.media import PilImage, headers, images, read_image
 
 Golden = Callable[[str], dict[str, NDArray[Any]]]
 RNG_SHAPE = (24, 40, 3)
@@ -233,3 +233,38 @@ def test_decoding_leaves_opencv_logging_as_it_was(photo: Path, tmp_path: Path) -
         assert images._set_log_level(2) == 2
     finally:
         images._set_log_level(before)
+
+
+HEADERS = {
+    "PNG": {},
+    "JPEG": {},
+    "WEBP": {"lossless": True},
+    "BMP": {},
+    "TIFF": {},
+    "progressive JPEG": {"progressive": True},
+    "lossy WEBP": {},
+    "WEBP with a profile": {"exif": b"Exif\0\0MM\0*\0\0\0\x08\0\0"},
+}
+
+
+@pytest.mark.parametrize("name", HEADERS)
+@pytest.mark.parametrize("size", [(300, 17), (5, 1000)])
+def test_a_huge_picture_is_refused_before_it_is_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, size: tuple[int, int]
+) -> None:
+    [form] = [word for word in name.split() if word.isupper()]
+    Image.new("RGB", size).save(tmp_path / "a", form, **HEADERS[name])
+    assert headers.read_size((tmp_path / "a").read_bytes()) == size
+    monkeypatch.setattr(images, "MAX_PIXELS", size[0] * size[1] - 1)
+    monkeypatch.setattr(images, "_decode", lambda *_: pytest.fail("something was decoded"))
+    with pytest.raises(InputError, match=rf"{size[0]} x {size[1]} pixels, more than"):
+        read_image(tmp_path / "a")
+
+
+@pytest.mark.parametrize("name", HEADERS)
+def test_a_cut_header_states_no_size_or_the_right_one(name: str) -> None:
+    [form] = [word for word in name.split() if word.isupper()]
+    file = io.BytesIO()
+    Image.new("RGB", (300, 17)).save(file, form, **HEADERS[name])
+    for length in range(200):
+        assert headers.read_size(file.getvalue()[:length]) in (None, (300, 17))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import resource
+import shutil
 import sys
 import threading
 import time
@@ -18,7 +19,7 @@ import pytest
 from numpy.typing import NDArray
 
 from dispose_rt.errors import InputError
-from dispose_rt.media import VideoWriter, check_output_path, open_video, open_writer, write_video, writer
+from dispose_rt.media import VideoWriter, check_output_path, encoders, open_video, open_writer, write_video, writer
 
 from .conftest import noise_frames, numbered_frames
 
@@ -132,13 +133,13 @@ def test_a_frame_may_be_reused_after_write(tmp_path: Path) -> None:
 def test_encoding_runs_beside_the_caller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`write` returns while the encoder is still busy, and waits once the queue is full."""
     gate = threading.Event()
-    convert = writer._to_yuv
+    convert = encoders.to_yuv
 
     def slow(reformatter: Any, frame: Any) -> Any:
         gate.wait(30)
         return convert(reformatter, frame)
 
-    monkeypatch.setattr(writer, "_to_yuv", slow)
+    monkeypatch.setattr(encoders, "to_yuv", slow)
     frames = numbered_frames(writer.QUEUED_FRAMES + 3)
     with VideoWriter(tmp_path / "out.mp4", 24, 96, 64) as out:
         for frame in frames[: writer.QUEUED_FRAMES]:
@@ -232,7 +233,7 @@ def test_a_full_disk(tmp_path: Path, limit_bytes: int, count: int) -> None:
 @pytest.mark.parametrize("at", [0, 5, "flush"])
 def test_a_failing_encoder_blocks_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int | str) -> None:
     """More frames than the queue holds are waiting when it fails; then, when all of them were accepted."""
-    add_stream = writer._add_stream
+    add_stream = writer.add_stream
 
     class FailingStream:
         def __init__(self, *args: Any) -> None:
@@ -244,7 +245,7 @@ def test_a_failing_encoder_blocks_nobody(tmp_path: Path, monkeypatch: pytest.Mon
             self._number += 1
             return self._stream.encode(frame)
 
-    monkeypatch.setattr(writer, "_add_stream", FailingStream)
+    monkeypatch.setattr(writer, "add_stream", FailingStream)
     with pytest.raises(InputError, match="No space left"):
         write_video(tmp_path / "out.mp4", numbered_frames(3 * writer.QUEUED_FRAMES), 24)
     assert left_in(tmp_path) == []
@@ -254,7 +255,7 @@ def test_a_folder_that_vanishes(tmp_path: Path) -> None:
     folder = tmp_path / "gone"
     folder.mkdir()
     with pytest.raises(InputError, match="cannot be written"), VideoWriter(folder / "out.mp4", 24, 96, 64) as out:  # noqa: PT012
-        folder.rmdir()
+        shutil.rmtree(folder)
         for frame in noise_frames(100):
             out.write(frame)
 
