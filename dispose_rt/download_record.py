@@ -1,0 +1,214 @@
+"""What a checkpoint folder was filled with: `download.json`, and whether the files are still those."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, TypeAlias
+
+from .download_files import owner_of, select_repositories
+from .errors import DownloadError
+from .strict_json import checksum_of, expect_integer, expect_keys, expect_object, expect_text, read_json
+
+FILE_NAME = "download.json"
+_FORMAT = 1
+_PIECE_BYTES = 1 << 22
+
+Progress: TypeAlias = Callable[[str, str, int, int], None]
+"""Told of (stage, file, done_bytes, total_bytes); the stages are "hash" and "download", bytes count all their files."""
+
+
+@dataclass(frozen=True)
+class DownloadedFile:
+    """Where a file came from, and what it is.
+
+    Attributes:
+        repo: owner and name of the repository; path: of the file in it; revision: commit of the repository.
+        size_bytes: its size; sha256: its hex digest.
+    """
+
+    repo: str
+    path: str
+    revision: str
+    size_bytes: int
+    sha256: str
+
+
+Record: TypeAlias = dict[str, DownloadedFile]
+"""Downloaded files by their paths in the folder."""
+
+
+def read_record(folder: Path) -> Record:
+    """Read a folder's record.
+
+    Returns:
+        What it says; empty where there is none.
+
+    Raises:
+        ValueError: it is damaged.
+        OSError: it cannot be read.
+    """
+    try:
+        value = read_json(folder / FILE_NAME)
+    except FileNotFoundError:
+        return {}
+    body = expect_keys(value, FILE_NAME, ("format", "files", "checksum"))
+    expect_integer(body["format"], "format", _FORMAT, _FORMAT)
+    files = expect_object(body["files"], "files")
+    if body["checksum"] != checksum_of(files):
+        raise ValueError("it was changed since it was written")
+    return {_expect_path(path): _parse(path, entry) for path, entry in files.items()}
+
+
+def _expect_path(path: str) -> str:
+    pure = PurePosixPath(path)
+    if pure.is_absolute() or ".." in pure.parts or "\\" in path or ":" in path:
+        raise ValueError(f"{path!r} leads out of the folder")
+    return path
+
+
+def _parse(path: str, value: object) -> DownloadedFile:
+    body = expect_keys(value, path, DownloadedFile.__dataclass_fields__)
+    return DownloadedFile(
+        repo=expect_text(body["repo"], "repo"),
+        path=expect_text(body["path"], "path"),
+        revision=expect_text(body["revision"], "revision"),
+        size_bytes=expect_integer(body["size_bytes"], "size_bytes", 0, 1 << 50),
+        sha256=expect_text(body["sha256"], "sha256", "[0-9a-f]{64}"),
+    )
+
+
+def write_record(folder: Path, record: Mapping[str, DownloadedFile]) -> None:
+    """Replace a folder's record in one step.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    files: dict[str, Any] = {path: asdict(file) for path, file in sorted(record.items())}
+    body = {"format": _FORMAT, "files": files, "checksum": checksum_of(files)}
+    part = folder / f"{FILE_NAME}.{os.getpid()}.part"
+    try:
+        part.write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")
+        part.replace(folder / FILE_NAME)
+    finally:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class Digests:
+    """Hex digests of a file: `sha256`, and `git`, what Git calls the contents by."""
+
+    sha256: str
+    git: str
+
+    def matches(self, digest: str) -> bool:
+        """Whether a digest of either kind is this file's."""
+        return digest in (self.sha256, self.git)
+
+
+def digest_file(path: Path, report: Callable[[int], None] | None = None) -> Digests:
+    """Hash a file once, for both digests.
+
+    Args:
+        path: an existing file.
+        report: told how many bytes were read so far.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    sha256, done = hashlib.sha256(), 0
+    with path.open("rb") as file:
+        git = hashlib.sha1(b"blob %d\0" % os.fstat(file.fileno()).st_size, usedforsecurity=False)
+        while piece := file.read(_PIECE_BYTES):
+            sha256.update(piece)
+            git.update(piece)
+            done += len(piece)
+            if report is not None:
+                report(done)
+    return Digests(sha256.hexdigest(), git.hexdigest())
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What `inspect_folder` found.
+
+    Attributes:
+        intact: files that are what the record says.
+        problems: everything else, one line each.
+    """
+
+    intact: tuple[str, ...]
+    problems: tuple[str, ...]
+
+
+def inspect_folder(folder: Path, only: Sequence[str] = (), progress: Progress | None = None) -> Inspection:
+    """Compare a folder with its record; needs no network.
+
+    Args:
+        folder: checkpoint folder.
+        only: names of repositories (see REPOSITORIES); empty for all.
+        progress: told of the bytes that were hashed.
+
+    Raises:
+        DownloadError: there is no record, or it is damaged.
+        InputError: a name is unknown.
+    """
+    repositories = select_repositories(only)
+    try:
+        record = read_record(folder)
+    except (OSError, ValueError) as error:
+        raise DownloadError(
+            f"{folder / FILE_NAME} cannot be used: {error}\n"
+            f"Delete it and run `dispose-rt download` again: files that are complete are kept."
+        ) from error
+    if not record:
+        raise DownloadError(
+            f"{folder} has no {FILE_NAME}, which `dispose-rt download` writes and --check compares with.\n"
+            "Run `dispose-rt download` with that folder: files that are complete are kept."
+        )
+    names = {one.name for one in repositories}
+    chosen = {path: file for path, file in record.items() if not only or _name_of(path) in names}
+    total, done = sum(file.size_bytes for file in chosen.values()), 0
+    intact, problems = [], []
+    for path, file in chosen.items():
+        before = done
+
+        def report(count: int, path: str = path, before: int = before) -> None:
+            if progress is not None:
+                progress("hash", path, before + count, total)
+
+        if problem := _find_problem(folder / path, file, report):
+            problems.append(f"{path} {problem}")
+        else:
+            intact.append(path)
+        done += file.size_bytes
+    for repository in repositories:
+        for wanted in repository.wanted:
+            if not any(choice.local in record for choice in wanted.choices):
+                problems.append(f"{wanted.choices[0].local} was not downloaded (--only {repository.name} fetches it)")
+    return Inspection(tuple(intact), tuple(problems))
+
+
+def _name_of(path: str) -> str:
+    owner = owner_of(path)
+    return owner[0].name if owner else ""
+
+
+def _find_problem(path: Path, file: DownloadedFile, report: Callable[[int], None]) -> str:
+    """What is wrong with a file; empty where nothing is."""
+    try:
+        if not path.exists():
+            return "is missing"
+        if not path.is_file():
+            return "is no file"
+        if (size := path.stat().st_size) != file.size_bytes:
+            return f"has {size} bytes, expected {file.size_bytes}"
+        return "" if digest_file(path, report).sha256 == file.sha256 else "has other contents than were downloaded"
+    except OSError as error:
+        return f"cannot be read: {error}"
