@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import re
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
-from dataclasses import fields
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, fields
 from pathlib import Path
 
 if not __package__:  # run as a script: make the relative imports below work
@@ -38,7 +40,7 @@ from dispose_rt.scheduler import SchedulerConstants
 
 from .aotinductor_build import package_target
 from .build_plan import SUFFIXES, BuildTarget, NetworkPlan, backend_versions, build_versions, plan_network
-from .build_progress import BuildProgress
+from .build_progress import BuildProgress, BuildSummary
 from .build_records import FOLDER, WORKER, clear_leftovers, exclusive, finished_record, prune_files, reuse_sibling
 from .build_worker import BuildWorker
 from .checkpoints import Checkpoint, Weights
@@ -52,24 +54,46 @@ _KNOWN_NAMES = (FILE_NAME, FOLDER, TIMING_CACHE, CHECKED_FILE_NAME)
 _NOTED_BYTES = 4 << 30
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command. Returns the exit status: 0 built, 1 failed with a message, 130 interrupted."""
-    arguments = _parser().parse_args(argv)
+def main(argv: Sequence[str] | None = None, parser: argparse.ArgumentParser | None = None) -> int:
+    """Run the command.
+
+    Args:
+        argv: arguments without the program's name; None takes the process's own.
+        parser: gets the arguments added; None makes one.
+
+    Returns:
+        The exit status: 0 built, 1 failed with a message, 130 interrupted.
+    """
+    arguments = add_arguments(parser or _make_parser()).parse_args(argv)
+    summaries: list[BuildSummary] = []
     try:
-        _build(arguments)
-    except DisposeError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except OSError as error:
-        print(f"error: {error}. Free space, or check the folder's permissions, and run again.", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted; run the same command again to go on where it stopped", file=sys.stderr)
-        return 130
+        with contextlib.redirect_stdout(sys.stderr) if arguments.json else contextlib.nullcontext():
+            _build(arguments, summaries.append)
+    except (DisposeError, OSError, KeyboardInterrupt) as error:
+        return _report_failure(error, arguments, summaries)
+    if arguments.json:
+        print(json.dumps({"directories": [asdict(summary) for summary in summaries]}))
     return 0
 
 
-def _build(arguments: argparse.Namespace) -> None:
+def _report_failure(error: BaseException, arguments: argparse.Namespace, summaries: Sequence[BuildSummary]) -> int:
+    """Print why a build ended early, and answer the exit status."""
+    kind, message = type(error).__name__, f"error: {error}"
+    if isinstance(error, OSError):
+        message += ". Free space, or check the folder's permissions, and run again."
+    elif isinstance(error, KeyboardInterrupt):
+        kind, message = "Interrupted", "interrupted; run the same command again to go on where it stopped"
+    if arguments.debug and kind != "Interrupted":
+        traceback.print_exception(error)
+    print(message, file=sys.stderr)
+    if arguments.json:
+        failure = {"type": kind, "message": message.removeprefix("error: ")}
+        print(json.dumps({"error": failure, "directories": [asdict(summary) for summary in summaries]}))
+    return 130 if isinstance(error, KeyboardInterrupt) else 1
+
+
+def _build(arguments: argparse.Namespace, report: Callable[[BuildSummary], None]) -> None:
+    """Build what is asked for, and report every directory that was worked on."""
     sizes = parse_sizes(arguments.size)
     targets, only = parse_targets(arguments.target), parse_only(arguments.only)
     with _open_weights(arguments) as weights:
@@ -89,6 +113,7 @@ def _build(arguments: argparse.Namespace) -> None:
                 targets=targets,
                 only=only,
                 force=arguments.force,
+                report=report,
             )
 
 
@@ -106,8 +131,12 @@ def _open_weights(arguments: argparse.Namespace) -> Iterator[Weights]:
             yield Checkpoint(write_toy_checkpoint(Path(folder)))
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def _make_parser() -> argparse.ArgumentParser:
+    return argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """Add what a build can be told; returns the parser."""
     add = parser.add_argument
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--weights", type=Path, metavar="DIR", help="folder of published checkpoints")
@@ -133,6 +162,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--only", metavar="NETWORK,...", help="build these networks alone: " + ", ".join(NETWORKS))
     add("--force", action="store_true", help="build everything again")
+    add("--json", action="store_true", help="print one JSON document: what was built, or the error")
+    add("--debug", action="store_true", help="print the traceback of an error")
     return parser
 
 
@@ -199,6 +230,7 @@ def build_engines(
     targets: Sequence[str] = (),
     only: Sequence[str] = tuple(NETWORKS),
     force: bool = False,
+    report: Callable[[BuildSummary], None] | None = None,
 ) -> Manifest | None:
     """Build an engine directory.
 
@@ -213,6 +245,7 @@ def build_engines(
         targets: compute capabilities such as "sm_89", or "cpu"; empty for the backend's own choice.
         only: networks to build; the manifest is written once all are there.
         force: build again what is there already.
+        report: gets what was done, once it is done.
 
     Returns:
         The manifest, or None while networks are missing.
@@ -237,7 +270,9 @@ def build_engines(
         if force:
             clear_output(output)
         clear_leftovers(output)
-        records = _build_stale(plans, only, source, output, reuse=not force)
+        records, summary = _build_stale(plans, only, source, output, reuse=not force)
+        if report is not None:
+            report(summary)
         missing = [name for name, record in records.items() if record is None]
         if missing:
             print(f"{output} still lacks {', '.join(missing)}; build them to finish it")
@@ -262,8 +297,8 @@ def build_engines(
 
 def _build_stale(
     plans: dict[str, NetworkPlan], only: Sequence[str], weights: Weights, output: Path, *, reuse: bool
-) -> dict[str, NetworkRecord | None]:
-    """Build what is not finished, and answer every network's record."""
+) -> tuple[dict[str, NetworkRecord | None], BuildSummary]:
+    """Build what is not finished, and answer every network's record, with what was done."""
     records = {name: finished_record(output, plan) for name, plan in plans.items()}
     stale = [name for name in only if records[name] is None]
     if stale:
@@ -277,7 +312,7 @@ def _build_stale(
             shared = reuse_sibling(plans[name], output) if reuse else None
             records[name] = shared or build_network(plans[name], weights, output, worker, progress.step)
             progress.finished(name, records[name], shared=shared is not None)
-    return records
+    return records, progress.summarize(records)
 
 
 def choose_target(backend: str, precision: str, devices: tuple[str, ...]) -> BuildTarget:

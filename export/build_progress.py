@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
@@ -39,6 +40,31 @@ _TELLING_SHARES = 5
 _REFRESH_SECONDS = 1.0
 
 
+@dataclass(frozen=True)
+class BuildSummary:
+    """What one engine directory came to.
+
+    Attributes:
+        directory: its path.
+        complete: whether every network is there, so that the directory can be used.
+        built: networks that were built, or taken from a directory beside this one.
+        up_to_date: networks that were asked for, and finished before.
+        missing: networks that are still to be built.
+        seconds: that it took.
+        bytes: of all finished networks.
+        peak_bytes: the most main memory that the build's processes had.
+    """
+
+    directory: str
+    complete: bool
+    built: list[str]
+    up_to_date: list[str]
+    missing: list[str]
+    seconds: float
+    bytes: int
+    peak_bytes: int
+
+
 class BuildProgress:
     """Prints the progress of one engine directory. Use it as a context manager.
 
@@ -58,8 +84,10 @@ class BuildProgress:
         stale: Sequence[str],
         worker: BuildWorker,
     ) -> None:
+        self._output = output
         self._plans = plans
         self._only = list(only)
+        self._stale = tuple(stale)
         self._pending = list(stale)
         self._worker = worker
         self._known = {name: expected_seconds(output, name) for name in stale}
@@ -88,9 +116,30 @@ class BuildProgress:
             self._ticker.join()
             self._clear_line()
         if error is None and self._known:
-            peak = peak_memory_bytes() + self._worker.peak_bytes
+            peak = self._peak_bytes()
             seconds = time.perf_counter() - self._start
             print(f"built {len(self._known)} networks in {seconds:.0f} s, peak memory {peak / 1e9:.1f} GB", flush=True)
+
+    def summarize(self, records: Mapping[str, NetworkRecord | None]) -> BuildSummary:
+        """Sum up a build that came to its end.
+
+        Args:
+            records: of every network; None where it is not built.
+        """
+        finished = [record for record in records.values() if record is not None]
+        return BuildSummary(
+            directory=str(self._output),
+            complete=len(finished) == len(records),
+            built=[name for name in self._only if name in self._stale],
+            up_to_date=[name for name in self._only if name not in self._stale],
+            missing=[name for name, record in records.items() if record is None],
+            seconds=round(time.perf_counter() - self._start, 3),
+            bytes=sum(file.size_bytes for record in finished for file in record.files),
+            peak_bytes=self._peak_bytes(),
+        )
+
+    def _peak_bytes(self) -> int:
+        return peak_memory_bytes() + self._worker.peak_bytes
 
     def kept(self, name: str) -> None:
         """Say that a network is up to date."""

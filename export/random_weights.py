@@ -16,6 +16,7 @@ import onnx
 import torch
 from torch import Tensor, nn
 
+from dispose_rt import puppet
 from dispose_rt.errors import InputError
 
 from .checkpoints import COMPONENTS, FILES, PROMPT_TOKENS, Config, Tensors, Weights
@@ -31,7 +32,7 @@ _POSE_NETWORKS = {
 }
 _SOURCES = (
     *("random_weights.py", "published_configs.py", "published_shapes.py", "toy_configs.py", "toy_weights.py"),
-    *("toy_pose_networks.py", "onnx_graph.py", "puppet.py", "whole_body.py"),
+    *("toy_pose_networks.py", "onnx_graph.py", "whole_body.py"),
 )
 """What decides the values, beside scale and seed."""
 
@@ -108,8 +109,8 @@ class RandomWeights(Weights):
 @cache
 def _source_hash() -> str:
     digest = hashlib.sha256()
-    for name in _SOURCES:
-        digest.update((Path(__file__).parent / name).read_bytes())
+    for path in (*(Path(__file__).parent / name for name in _SOURCES), Path(puppet.__file__)):
+        digest.update(path.read_bytes())
     return digest.hexdigest()
 
 

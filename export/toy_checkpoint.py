@@ -3,7 +3,7 @@
     python export/toy_checkpoint.py --output out/toy
 
 File names, formats, tensor names and dtypes are those of the published files; see `toy_weights` for the values. The
-pose networks are real in their way: they find the puppet of `puppet`.
+pose networks are real in their way: they find the puppet of `dispose_rt.puppet`.
 """
 
 from __future__ import annotations

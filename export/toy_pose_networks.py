@@ -1,4 +1,4 @@
-"""Stand-ins for DWPose's two networks: graphs built by hand that find the drawn puppet (`puppet`).
+"""Stand-ins for DWPose's two networks: graphs built by hand that find the drawn puppet (`dispose_rt.puppet`).
 
 They have the published names and shapes, and what a stage must cope with in the real ones: undecoded YOLOX rows, SimCC
 bumps, low scores for what is not seen. Both look at colour alone: each joint has one filter that answers 1 where a
@@ -14,8 +14,9 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from dispose_rt.puppet import HUES, JOINT_HUES
+
 from .onnx_graph import GraphWriter
-from .puppet import HUES, JOINT_HUES
 from .whole_body import BODY, LANDMARKS, body_prior_unit, landmark_weights
 
 DETECTOR_FILE, ESTIMATOR_FILE = "yolox_l.onnx", "dw-ll_ucoco_384.onnx"

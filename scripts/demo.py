@@ -21,11 +21,11 @@ from numpy.typing import NDArray
 
 ROOT = Path(__file__).resolve().parents[1]
 if str(ROOT) not in sys.path:
-    sys.path.insert(0, str(ROOT))  # the puppet lives beside the exporter, which is not installed under that name
+    sys.path.insert(0, str(ROOT))  # the source tree itself, wherever the command is typed
 
 import dispose_rt  # noqa: E402
 from dispose_rt import media, pictures  # noqa: E402
-from export.puppet import Costume, Stance, dance, draw_backdrop, draw_puppet, place_joints  # noqa: E402
+from dispose_rt.puppet import Costume, Stance, dance, draw_backdrop, draw_puppet, place_joints  # noqa: E402
 
 U8 = NDArray[np.uint8]
 

@@ -1,4 +1,4 @@
-"""What benchmarks/latency.py and benchmarks/graph_step.py report is what happened."""
+"""What `dispose-rt bench`, benchmarks/latency.py and benchmarks/graph_step.py report is what happened."""
 
 from __future__ import annotations
 
@@ -18,6 +18,11 @@ from test_denoise import CountingOpener, Setup
 from dispose_rt import Animation
 from dispose_rt.backends.aotinductor_package import PackageLabel
 from dispose_rt.backends.onnxruntime import OnnxRuntimeOpener
+from dispose_rt.bench import measurement
+from dispose_rt.bench.clip import Clip, draw_clip
+from dispose_rt.bench.networks import time_networks
+from dispose_rt.bench.plot import NETWORK_COLOR, STAGE_COLORS, draw_plot
+from dispose_rt.bench.runs import Runner, RunTimes, summarise
 from dispose_rt.contract import Sizes
 from dispose_rt.device import Graph
 from dispose_rt.errors import DeviceError, InputError
@@ -30,9 +35,6 @@ pytest.importorskip("torch")
 from benchmarks import graph_step, latency, unfinished_directory
 from benchmarks.baseline_results import Baseline, BaselineSetting, StepTimes
 from benchmarks.latency_baseline import Comparison, Ours, measure_beside, scale_of
-from benchmarks.latency_networks import time_networks
-from benchmarks.latency_plot import NETWORK_COLOR, STAGE_COLORS, draw_plot
-from benchmarks.latency_runs import Clip, Runner, RunTimes, draw_clip, summarise
 
 CASE = GoldenCase("one_tile_64")
 STAGES = ("pose", "load", "motion", "appearance", "conditions", "denoise", "decode")
@@ -144,10 +146,14 @@ def plotted_record() -> dict[str, Any]:
     ]
     return {
         "runs": [run.record(), replace(run, total_s=5.0, stages_s={"pose": 1.25, "denoise": 3.75}).record()],
+        "lengths": [],
         "networks": networks,
         "engines": {"sizes": asdict(Sizes(64, 64)), "backend": "onnxruntime", "precision": "fp32"},
-        "settings": {"frames": 4, "steps": 2},
+        "settings": {"frames": 4, "tiles": 1, "steps": 2},
         "device": {"name": "CPU"},
+        "versions": {"dispose-rt": "0.1.0"},
+        "date": "2026-11-21T15:21:11+00:00",
+        "command": "dispose-rt bench engines",
     }
 
 
@@ -233,7 +239,7 @@ def test_the_baseline_needs_widths_that_random_weights_have(
 ) -> None:
     manifest = read_manifest(engines)
     other = replace(manifest, sizes=replace(manifest.sizes, channels=(4, 8, 12, 16)))
-    monkeypatch.setattr(latency, "read_manifest", lambda folder: other)
+    monkeypatch.setattr(latency, "read_engines", lambda folder: other)
     assert latency.main([str(engines), "--baseline"]) == 2
     assert "--random-weights" in capsys.readouterr().err
     with pytest.raises(InputError, match="--random-weights"):
@@ -246,7 +252,7 @@ def test_what_was_measured_is_kept_where_the_baseline_fails(
     def fail(*_: Any) -> Baseline:
         raise InputError("no room")
 
-    monkeypatch.setattr(latency, "measure", lambda arguments, manifest: measured[0])
+    monkeypatch.setattr(measurement, "measure", lambda *_: measured[0])
     monkeypatch.setattr(latency, "measure_beside", fail)
     path = tmp_path / "latency.json"
     assert latency.main([str(engines), "--baseline", "--json", str(path)]) == 1

@@ -12,7 +12,7 @@ from golden_case import animate
 
 from dispose_rt import Animator
 from dispose_rt.errors import InputWarning, NoPersonError
-from export.puppet import Stance, dance, draw_backdrop, draw_puppet
+from dispose_rt.puppet import Stance, dance, draw_backdrop, draw_puppet
 
 WIDTH, HEIGHT = 128, 192
 FILM_WIDTH, FILM_HEIGHT = 192, 288

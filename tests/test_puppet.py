@@ -13,8 +13,7 @@ from pose.golden_poses import PublishedEngine
 
 from dispose_rt import media
 from dispose_rt.pose import PersonDetector, PoseEstimator, find_poses
-from dispose_rt.types import Pose
-from export.puppet import (
+from dispose_rt.puppet import (
     CHROMA_RADIUS,
     JOINT_COLORS,
     JOINT_NAMES,
@@ -25,6 +24,7 @@ from export.puppet import (
     draw_puppet,
     place_joints,
 )
+from dispose_rt.types import Pose
 from export.toy_pose_networks import build_detector, build_estimator
 
 SIZES = ((192, 128), (256, 256), (128, 192), (1024, 576), (64, 64))
@@ -215,6 +215,6 @@ def test_face_and_hands_follow_the_body(stage):
 
 
 def test_puppet_needs_no_torch():
-    code = "import sys, export.puppet; sys.exit('torch' in sys.modules or 'onnx' in sys.modules)"
+    code = "import sys, dispose_rt.puppet; sys.exit('torch' in sys.modules or 'onnx' in sys.modules)"
     root = Path(__file__).resolve().parents[1]
     assert subprocess.run([sys.executable, "-c", code], cwd=root, check=False).returncode == 0

@@ -14,10 +14,10 @@ import torch
 from golden_data import GOLDEN
 
 from dispose_rt.contract import NETWORKS
+from dispose_rt.puppet import Stance, draw_puppet, place_joints
 from dispose_rt.scheduler import SchedulerConstants, karras_schedule
 from export.build_plan import RECIPES
 from export.checkpoints import FILES, Checkpoint
-from export.puppet import Stance, draw_puppet, place_joints
 from export.toy_checkpoint import write_toy_checkpoint
 from export.toy_weights import draw_tensors
 

@@ -1,9 +1,9 @@
 """A drawn puppet whose joints carry colours, and its dance: pictures of a "person" whose pose is known exactly.
 
 Every joint but the neck is a disc of its own hue, all equally saturated, equally spaced around the chroma circle of
-BT.601. Nothing else in the picture is saturated, so a fixed graph of colour filters (`toy_pose_networks`) finds the
-joints, also behind resizing and chroma subsampling: mixing a disc with its grey surroundings weakens its colour but
-keeps its hue.
+BT.601. Nothing else in the picture is saturated, so a fixed graph of colour filters (the exporter's
+`toy_pose_networks`) finds the joints, also behind resizing and chroma subsampling: mixing a disc with its grey
+surroundings weakens its colour but keeps its hue. The demo and `dispose-rt bench` animate it.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
-"""Runs of `dispose_rt.Animator` with a stopwatch: what a user waits for."""
+"""Runs of `Animator` with a stopwatch: what a user waits for."""
 
 from __future__ import annotations
 
 import statistics
 import tempfile
+import threading
 import time
 import warnings
 from collections.abc import Mapping, Sequence
@@ -11,45 +12,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from dispose_rt import Animation, Animator
-from dispose_rt.errors import InputWarning, PerformanceWarning
-from dispose_rt.media import ImageSource, VideoSource
-from dispose_rt.types import U8
-from export.puppet import Costume, Stance, dance, draw_backdrop, draw_puppet, place_joints
-
-CLIP_FPS = 24
-_NARROW = 0.6
-"""Width over height below which the puppet is smaller, so that its arms stay inside the frame."""
-
-
-@dataclass(frozen=True)
-class Clip:
-    """What is animated.
-
-    Attributes:
-        ref: the photo.
-        video: the driving video.
-        stride: every how many-th frame of it is used.
-        description: for the record.
-    """
-
-    ref: ImageSource
-    video: VideoSource
-    stride: int
-    description: str
-
-
-def draw_clip(width: int, height: int, frames: int) -> Clip:
-    """Draw a puppet's photo and another puppet's dance, both of the engines' size; every frame is used."""
-    aspect = width / height
-    stance = Stance() if aspect > _NARROW else Stance(height_unit=0.64)
-    photo = draw_puppet(place_joints(stance, aspect), height, width, costume=Costume(shirt=(122, 96, 88)))
-    wall = draw_backdrop(height, width, (150, 152, 160))
-    joints = dance(frames, aspect, stance=stance, period=CLIP_FPS)
-    video: U8 = np.stack([draw_puppet(one, height, width, background=wall) for one in joints])
-    return Clip(photo, video, 1, f"a drawn puppet, {frames} frames of {width}x{height}")
+from .. import Animation, Animator
+from ..errors import PerformanceWarning
+from ..timing import ProgressCallback
+from .clip import Clip
 
 
 @dataclass(frozen=True)
@@ -86,16 +52,20 @@ class RunTimes:
 class _Ticks:
     """Hears of a run's progress: when the first frame was done, and how many ticks the last step took."""
 
-    def __init__(self) -> None:
+    def __init__(self, label: str, progress: ProgressCallback | None) -> None:
         self.start = time.perf_counter()
         self.first_frame_s: float | None = None
         self.denoised: list[int] = []
+        self._label = label
+        self._progress = progress
 
     def __call__(self, stage: str, done: int, total: int) -> None:
         if stage == "denoise":
             self.denoised.append(done)
         elif stage == "decode" and done > 0 and self.first_frame_s is None:
             self.first_frame_s = time.perf_counter() - self.start
+        if self._progress is not None:
+            self._progress(f"{self._label}: {stage}", done, total)
 
     def launches_per_step(self, steps: int) -> int:
         before_last = self.denoised[-1] * (steps - 1) // steps
@@ -109,23 +79,37 @@ class Runner:
         animator: has opened the engines.
         clip: what is animated.
         settings: of `Animator.run`, "steps" among them.
+        progress: hears how far each run is, as ("run 1: denoise", done, total).
+        cancel: set it from another thread to end a run with `Cancelled`.
     """
 
-    def __init__(self, animator: Animator, clip: Clip, settings: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        animator: Animator,
+        clip: Clip,
+        settings: Mapping[str, Any],
+        progress: ProgressCallback | None = None,
+        cancel: threading.Event | None = None,
+    ) -> None:
         self._animator = animator
         self._clip = clip
         self._settings = settings
+        self._progress = progress
+        self._cancel = cancel
         self._problem: str | None = None
 
-    def run(self) -> RunTimes:
+    def run(self, label: str = "run") -> RunTimes:
         """Animate once, into a temporary mp4.
+
+        Args:
+            label: what progress calls the run.
 
         Raises:
             DisposeError: the clip cannot be animated.
         """
         with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            ticks = _Ticks()
+            ticks = _Ticks(label, self._progress)
             animation = self._animate(Path(folder) / "animation.mp4", ticks)
             total_s = time.perf_counter() - ticks.start
         self._hear(caught)
@@ -143,7 +127,13 @@ class Runner:
     def _animate(self, output: Path, ticks: _Ticks) -> Animation:
         clip = self._clip
         return self._animator.run(
-            clip.ref, clip.video, stride=clip.stride, output=output, progress=ticks, **self._settings
+            clip.ref,
+            clip.video,
+            stride=clip.stride,
+            output=output,
+            progress=ticks,
+            cancel=self._cancel,
+            **self._settings,
         )
 
     def _hear(self, caught: Sequence[warnings.WarningMessage]) -> None:
@@ -152,8 +142,8 @@ class Runner:
             text = str(one.message)
             if issubclass(one.category, PerformanceWarning) and "not captured into a CUDA graph" in text:
                 self._problem = text.partition(": ")[2]
-            elif issubclass(one.category, (PerformanceWarning, InputWarning)):
-                print(f"note: {text}", flush=True)
+            else:
+                warnings.warn(one.message, one.category, stacklevel=2)
 
 
 @dataclass(frozen=True)

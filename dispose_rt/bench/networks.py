@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
-from benchmarks.latency_runs import spread_of
-from dispose_rt.backends import Engine, Engines
-from dispose_rt.contract import NETWORKS
-from dispose_rt.manifest import Manifest
+from ..backends import Engine, Engines
+from ..contract import NETWORKS
+from ..errors import Cancelled
+from ..manifest import Manifest
+from ..timing import ProgressCallback
+from .runs import spread_of
 
 WARM_UP, ROUNDS, MEASURE_S = 2, 9, 10.0
+_COUNTED = {"chunk": "frames"}
+"""What symbols of the contract count, where they are not called so."""
 
 
 @dataclass(frozen=True)
@@ -38,34 +43,45 @@ class NetworkTime:
     spread_s: float
     rounds: int
 
-    def __str__(self) -> str:
-        batch = ", ".join(f"{value} {symbol}" for symbol, value in self.batch.items()) or "1"
-        return (
-            f"  {self.network:<20}{self.seconds * 1e3:10.3f} ms   (+-{self.spread_s * 1e3:.3f}; batch {batch}; "
-            f"{self.backend} on {self.device})"
-        )
 
-
-def time_networks(manifest: Manifest, device: str, measure_s: float = MEASURE_S) -> list[NetworkTime]:
+def time_networks(
+    manifest: Manifest,
+    device: str,
+    measure_s: float = MEASURE_S,
+    progress: ProgressCallback | None = None,
+    cancel: threading.Event | None = None,
+) -> list[NetworkTime]:
     """Time all networks, one after the other; only one is open at a time.
 
     Args:
         manifest: of the engine directory.
         device: as `Animator` takes it.
         measure_s: no network is run again once it has taken this long, after the warm-up and one run.
+        progress: hears ("network NAME", done, total).
+        cancel: set it from another thread to end with `Cancelled` before the next network.
 
     Raises:
         EngineError: a network cannot be opened or run.
         DeviceError: the device is not there, fails, or lacks the memory.
+        Cancelled: `cancel` was set.
     """
     times = []
-    for name in manifest.networks:
+    for done, name in enumerate(manifest.networks):
+        if cancel is not None and cancel.is_set():
+            raise Cancelled(f"cancelled before the network {name}")
+        if progress is not None:
+            progress(f"network {name}", done, len(manifest.networks))
         engines = Engines(manifest, device)
         try:
             times.append(_time_network(engines(name), manifest.networks[name].backend, measure_s))
         finally:
             engines.close()
     return times
+
+
+def describe_batch(batch: Mapping[str, int]) -> str:
+    """For example "16 frames"; nothing where all dimensions are static."""
+    return ", ".join(f"{count} {_COUNTED.get(symbol, symbol)}" for symbol, count in batch.items())
 
 
 def _time_network(engine: Engine, backend: str, measure_s: float) -> NetworkTime:
