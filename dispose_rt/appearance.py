@@ -20,7 +20,8 @@ from .device import Stream
 from .errors import InputError
 from .types import F32, I32, JOINTS, Features, PointTables, Track
 
-_CELL_PX = 16
+CELL_PX = 16
+"""Side of a cell of the finest level; the other levels are POINT_LEVEL_FACTORS times coarser."""
 _SIZE_STEP_PX = 64
 
 
@@ -91,17 +92,17 @@ def group_points(track: Track, embeddings: F32, height: int, width: int) -> Poin
         InputError: a visible joint is not finite.
     """
     track.check_finite()
-    frames, grid = len(track.joints), (height // _CELL_PX, width // _CELL_PX)
+    frames, grid = len(track.joints), (height // CELL_PX, width // CELL_PX)
     cells = np.full((frames, *grid), -1, np.int32)
     groups: dict[tuple[int, ...], int] = {}
     for frame in range(frames):
-        for (row, column), joints in _shared_cells(track, frame, grid):
+        for (row, column), joints in shared_cells(track, frame, grid):
             cells[frame, row, column] = groups.setdefault(joints, len(groups))
     means = [embeddings[list(joints)].sum(axis=0) / np.float32(len(joints)) for joints in groups]
     return PointGroups(np.array(means, np.float32).reshape(len(groups), embeddings.shape[1]), cells)
 
 
-def _shared_cells(track: Track, frame: int, grid: tuple[int, int]) -> Iterator[tuple[tuple[int, int], tuple[int, ...]]]:
+def shared_cells(track: Track, frame: int, grid: tuple[int, int]) -> Iterator[tuple[tuple[int, int], tuple[int, ...]]]:
     """Occupied cells (row, column) of a frame, each with its joints in rising order."""
     rows, columns = grid
     members: dict[tuple[int, int], list[int]] = {}

@@ -1,4 +1,4 @@
-"""Pictures of intermediate results for people to look at: colour-coded flow, labelled contact sheets, PNG files."""
+"""Pictures of intermediate results for people to look at: colour-coded flow, contact sheets, PNG and JPEG files."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import InputError
+from .errors import InputError, OutputError
 from .types import F64, U8
 
 _WHEEL_SEGMENTS = (15, 6, 4, 11, 13, 6)
@@ -22,6 +22,7 @@ _PAPER, _INK = 250, 40
 _GAP_PX = 4
 _LABEL_WIDTH_PX = 120
 _FONT, _FONT_SCALE = cv2.FONT_HERSHEY_SIMPLEX, 0.42
+JPEG_QUALITY = 90
 
 
 def flow_to_color(flow: NDArray[np.floating], max_magnitude: float | None = None) -> U8:
@@ -74,6 +75,45 @@ def _color_wheel() -> F64:
         share = np.arange(count)[:, None] / count
         segments.append((1 - share) * start + share * stop)
     return np.concatenate(segments)
+
+
+def draw_flow_wheel(max_magnitude: float, diameter_px: int = 200) -> U8:
+    """Draw the legend of `flow_to_color`: every direction and length up to the scale, as arrows from the centre.
+
+    Args:
+        max_magnitude: length in pixels that is drawn fully saturated, above 0; written below the wheel.
+        diameter_px: of the wheel, at least 64.
+
+    Returns:
+        uint8 [diameter + 80, diameter + 120, 3], RGB.
+
+    Raises:
+        InputError: a number is out of range.
+    """
+    if diameter_px < 64:
+        raise InputError(f"diameter_px is {diameter_px}; it must be at least 64")
+    side_px, top_px = 60, 30
+    places = np.linspace(-1, 1, diameter_px)
+    arrows = max_magnitude * np.stack(np.meshgrid(places, places))
+    inside = np.hypot(*arrows) <= max_magnitude
+    picture = np.full((diameter_px + 80, diameter_px + 2 * side_px, 3), _PAPER, np.uint8)
+    disc = picture[top_px : top_px + diameter_px, side_px : side_px + diameter_px]
+    disc[inside] = flow_to_color(arrows, max_magnitude)[inside]
+    middle_x, middle_y = side_px + diameter_px // 2, top_px + diameter_px // 2
+    cv2.circle(picture, (middle_x, middle_y), diameter_px // 2, (_INK, _INK, _INK), 1, cv2.LINE_AA)
+    right_px = side_px + diameter_px
+    _write_centred(picture, "up", middle_x, top_px - 12)
+    _write_centred(picture, "down", middle_x, top_px + diameter_px + 18)
+    _write_centred(picture, "left", side_px // 2, middle_y)
+    _write_centred(picture, "right", right_px + side_px // 2, middle_y)
+    _write_centred(picture, f"rim = {max_magnitude:.3g} px", middle_x, top_px + diameter_px + 39)
+    return picture
+
+
+def _write_centred(picture: U8, text: str, x: int, y: int) -> None:
+    (width, height), _ = cv2.getTextSize(text, _FONT, _FONT_SCALE, 1)
+    place = (x - width // 2, y + height // 2)
+    cv2.putText(picture, text, place, _FONT, _FONT_SCALE, (_INK, _INK, _INK), 1, cv2.LINE_AA)
 
 
 def contact_sheet(rows: Mapping[str, Sequence[U8]], cell_height_px: int = 192) -> U8:
@@ -142,20 +182,38 @@ def save_png(path: str | os.PathLike[str], image: U8) -> Path:
         The path.
 
     Raises:
-        InputError: the image has another shape or dtype, or the file cannot be written.
+        InputError: the image has another shape or dtype.
+        OutputError: the file cannot be written.
     """
-    target = Path(path)
+    return _save(Path(path), image, ".png", [])
+
+
+def save_jpeg(path: str | os.PathLike[str], image: U8) -> Path:
+    """Write a JPEG of quality 90; otherwise like `save_png`."""
+    return _save(Path(path), image, ".jpg", [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
+
+
+def _save(target: Path, image: U8, kind: str, options: list[int]) -> Path:
     checked = _checked(target.name, image)
-    done, data = cv2.imencode(".png", checked[..., ::-1])
+    done, data = cv2.imencode(kind, checked[..., ::-1], options)
     if not done:
-        raise InputError(f"OpenCV could not encode an image of shape {list(checked.shape)} as PNG")
+        raise InputError(f"OpenCV could not encode an image of shape {list(checked.shape)} as {kind}")
+    return save_bytes(target, data.tobytes())
+
+
+def save_bytes(target: Path, data: bytes) -> Path:
+    """Write a file that appears only when it is complete; the folder is created where missing.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
     part = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        part.write_bytes(data.tobytes())
+        part.write_bytes(data)
         part.replace(target)
     except OSError as error:
-        raise InputError(f"{target} cannot be written: {error}; pass a path in a writable folder") from error
+        raise OutputError(f"{target} cannot be written: {error}; pass a path in a writable folder") from error
     finally:
         with contextlib.suppress(OSError):  # nothing to clean up where nothing could be written
             part.unlink(missing_ok=True)

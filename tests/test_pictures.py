@@ -8,8 +8,8 @@ import cv2
 import numpy as np
 import pytest
 
-from dispose_rt.errors import InputError
-from dispose_rt.pictures import contact_sheet, flow_to_color, save_png
+from dispose_rt.errors import InputError, OutputError
+from dispose_rt.pictures import contact_sheet, draw_flow_wheel, flow_to_color, save_jpeg, save_png
 
 
 def uniform_flow(x: float, y: float, height: int = 2, width: int = 3) -> np.ndarray:
@@ -135,8 +135,32 @@ def test_png_replaces_an_older_one_at_once(tmp_path: Path):
 
 def test_png_into_a_file_is_refused(tmp_path: Path):
     (tmp_path / "file").write_bytes(b"x")
-    with pytest.raises(InputError, match="cannot be written"):
+    with pytest.raises(OutputError, match="cannot be written"):
         save_png(tmp_path / "file" / "image.png", plain(4, 4))
+
+
+def test_jpeg_keeps_colors_nearly(tmp_path: Path):
+    image = np.empty((16, 16, 3), np.uint8)
+    image[...] = (200, 100, 30)
+    path = save_jpeg(tmp_path / "image.jpg", image)
+    assert path.read_bytes()[:2] == b"\xff\xd8"
+    np.testing.assert_allclose(cv2.imread(str(path))[..., ::-1].astype(int), image, atol=3)
+
+
+def test_legend_has_the_colors_of_the_flow():
+    legend = draw_flow_wheel(8.0, diameter_px=201)
+    centre = np.array([30 + 100, 60 + 100])  # row, column
+    np.testing.assert_array_equal(legend[tuple(centre)], 255)
+    for x, y in ((80, 0), (0, 80), (-60, 30), (20, -70)):
+        expected = flow_to_color(uniform_flow(0.08 * x, 0.08 * y), 8.0)[0, 0]
+        np.testing.assert_allclose(legend[centre[0] + y, centre[1] + x].astype(int), expected, atol=2)
+    np.testing.assert_array_equal(legend[0], 250)
+
+
+@pytest.mark.parametrize(("scale", "diameter"), [(0.0, 200), (1.0, 10)])
+def test_unusable_legends_are_refused(scale: float, diameter: int):
+    with pytest.raises(InputError):
+        draw_flow_wheel(scale, diameter)
 
 
 def test_png_of_something_else_is_refused(tmp_path: Path):

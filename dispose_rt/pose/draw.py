@@ -19,13 +19,13 @@ JOINT_RADIUS_PX = 4
 FACE_RADIUS_PX = 3
 
 #: joint pairs in drawing order: shoulders and arms, torso and legs, head
-_LIMBS = (
+LIMBS = (
     *((1, 2), (1, 5), (2, 3), (3, 4), (5, 6), (6, 7)),
     *((1, 8), (8, 9), (9, 10), (1, 11), (11, 12), (12, 13)),
     *((1, 0), (0, 14), (14, 16), (0, 15), (15, 17)),
 )
 #: wrist (point 0) to finger tip, thumb first
-_BONES = tuple(bone for base in range(1, 21, 4) for bone in pairwise((0, *range(base, base + 4))))
+BONES = tuple(bone for base in range(1, 21, 4) for bone in pairwise((0, *range(base, base + 4))))
 _FIXED_POINT_BITS = 16
 _FIXED_POINT_ONE = 1 << _FIXED_POINT_BITS
 _FIXED_POINT_END_PX = 1 << (30 - _FIXED_POINT_BITS)
@@ -37,8 +37,8 @@ def _wheel(count: int) -> list[tuple[float, float, float]]:
     return [colorsys.hsv_to_rgb(index / count, 1.0, 1.0) for index in range(count)]
 
 
-_BODY_COLORS = tuple(tuple(round(255 * part) for part in color) for color in _wheel(18))
-_BONE_COLORS = tuple(_wheel(len(_BONES)))
+BODY_COLORS = tuple(tuple(round(255 * part) for part in color) for color in _wheel(18))
+_BONE_COLORS = tuple(_wheel(len(BONES)))
 
 
 def draw_pose(pose: Pose, height: int, width: int) -> U8:
@@ -77,12 +77,12 @@ def _place(points: F64, canvas: U8) -> F64:
 def _draw_bodies(canvas: U8, pose: Pose, joints_px: F64) -> None:
     """Limb after limb over all persons, then joint after joint, so that no limb covers a joint."""
     scores = pose.joint_scores.astype(np.float64)
-    for (start, end), color in zip(_LIMBS, _BODY_COLORS, strict=False):
+    for (start, end), color in zip(LIMBS, BODY_COLORS, strict=False):
         for points, certainty in zip(joints_px, scores, strict=True):
             if min(certainty[start], certainty[end]) >= LIMB_SCORE:
                 shade = [int(level * LIMB_BRIGHTNESS) for level in _dim(color, certainty[start] * certainty[end])]
                 _draw_limb(canvas, points[start], points[end], shade)
-    for joint, color in enumerate(_BODY_COLORS):
+    for joint, color in enumerate(BODY_COLORS):
         for points, certainty, visible in zip(joints_px, scores, pose.visible, strict=True):
             if visible[joint]:
                 centre = points[joint].astype(np.int64).tolist()
@@ -100,7 +100,7 @@ def _draw_limb(canvas: U8, start: F64, end: F64, color: list[int]) -> None:
 
 def _draw_hand(canvas: U8, points: list[list[int]], scores: F64) -> None:
     """Bones in the colours of the rainbow, then the points."""
-    for (start, end), color in zip(_BONES, _BONE_COLORS, strict=True):
+    for (start, end), color in zip(BONES, _BONE_COLORS, strict=True):
         if min(*points[start], *points[end]) > 0:
             level = int(scores[start] * scores[end] * 255)
             _draw_line(canvas, points[start], points[end], [part * level for part in color])
