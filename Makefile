@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 NATIVE := $(wildcard kernels/*) CMakeLists.txt pyproject.toml
-SOURCES := dispose_rt export benchmarks scripts tests
+SOURCES := dispose_rt export benchmarks scripts examples tests
 
 .PHONY: demo test test-slow check format clean
 .DELETE_ON_ERROR:
@@ -13,7 +13,7 @@ SOURCES := dispose_rt export benchmarks scripts tests
 $(STAMP): $(NATIVE)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable '.[export,tensorrt-rtx,test]'
+	$(BIN)/python -m pip install --quiet --editable '.[export,tensorrt-rtx,page,test]'
 	touch $@
 
 # toy checkpoint -> engines -> out/demo.mp4 and out/demo.png

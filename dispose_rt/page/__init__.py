@@ -1,0 +1,11 @@
+"""The web page of `dispose-rt page`: a picture and a video in, the animation beside its driving video out.
+
+`desk` runs one animation at a time and knows nothing of web pages; `fields`, `fragments` and `layout` are what a user
+sees; `server` serves it. Gradio is imported by `layout` and `server` when a page is built, and by nothing else.
+"""
+
+from __future__ import annotations
+
+from .server import build_page, check_gradio, serve_page
+
+__all__ = ["build_page", "check_gradio", "serve_page"]

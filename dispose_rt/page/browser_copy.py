@@ -1,0 +1,60 @@
+"""Videos that browsers do not play, as videos that they do."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import av
+
+from .. import media
+from ..errors import Cancelled
+from ..types import U8
+
+_PLAYABLE = {
+    ".mp4": {"h264", "av1", "vp9"},
+    ".m4v": {"h264"},
+    ".mov": {"h264"},
+    ".webm": {"vp8", "vp9", "av1"},
+}
+"""Codecs by suffix that current browsers play on every system; HEVC, which phones record, is none of them."""
+_PLAYABLE_FORMATS = ("yuv420p", "yuvj420p")
+
+
+def make_browser_copy(source: Path, target: Path, cancel: threading.Event) -> Path:
+    """Answer the video itself if browsers play it, else write a copy that they play, without sound.
+
+    Args:
+        source: a video file that `media.open_video` reads.
+        target: where a copy goes.
+        cancel: ends the copying.
+
+    Raises:
+        InputError: the copy cannot be written.
+        Cancelled: `cancel` was set.
+    """
+    if is_playable(source):
+        return source
+    video = media.open_video(source)
+
+    def frames() -> Iterator[U8]:
+        for frame in video.frames(1):
+            if cancel.is_set():
+                raise Cancelled("cancelled while the driving video was converted for the page")
+            yield frame
+
+    return media.write_video(target, frames(), video.fps)
+
+
+def is_playable(source: Path) -> bool:
+    """Whether current browsers play a video file."""
+    codecs = _PLAYABLE.get(source.suffix.lower())
+    if codecs is None:
+        return False
+    try:
+        with av.open(f"file:{source}") as container:  # see `media.containers`: names may hold colons
+            context = container.streams.video[0].codec_context
+            return context.codec.canonical_name in codecs and context.pix_fmt in _PLAYABLE_FORMATS
+    except (av.FFmpegError, IndexError, OSError):
+        return False

@@ -1,0 +1,220 @@
+"""The page itself. Importing this imports Gradio."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator, Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from .. import __version__
+from ..errors import DisposeError
+from ..manifest import Manifest
+from ..media import open_video, read_image
+from ..settings import LIMITS
+from .browser_copy import is_playable
+from .desk import Desk, Job, JobState
+from .fields import Field, list_fields, read_form
+from .fragments import CONSENT, HEADER, IDLE, UNSEEN, show_footer, show_job, show_problem
+from .style import PLAY_BOTH
+
+POLL_S = 0.2
+"""How often the page looks at a job."""
+KEPT_S = 24 * 3600
+"""How long an upload is kept that nobody used again."""
+_SWEPT_S = 600
+_HEIGHT_PX = 300
+_BOXES = ("integer", "number")
+_QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+_LARGEST_SEED = int(min(LIMITS["seed"][1], 2**31 - 1))  # of those that are drawn: easy to note down
+
+
+def make_blocks(desk: Desk, engines: Path, manifests: Sequence[Manifest]) -> gr.Blocks:
+    """Lay out the page and connect it with a desk."""
+    fields = list_fields([manifest.sizes for manifest in manifests])
+    with gr.Blocks(title="dispose_rt", analytics_enabled=False, delete_cache=(_SWEPT_S, KEPT_S)) as page:
+        gr.HTML(HEADER, padding=False)
+        with gr.Row(equal_height=False):
+            with gr.Column(scale=1, min_width=320):
+                with gr.Row():
+                    reference = _upload(
+                        gr.Image, "Reference picture", "reference", sources=["upload", "clipboard"], buttons=[]
+                    )
+                    video = _upload(gr.Video, "Driving video", "video", sources=["upload"])
+                form = _make_form(fields)
+            with gr.Column(scale=1, min_width=320):
+                animate, cancel, *shown = _make_results()
+        gr.HTML(show_footer(engines, manifests, __version__), padding=False)
+        _connect_uploads(reference, video, shown[0])
+        _connect_runs(desk, animate, cancel, [reference, video, *form], shown, fields)
+
+        def leave(request: gr.Request) -> None:
+            desk.forget(str(request.session_hash))
+
+        page.unload(leave)
+    return page
+
+
+def _make_results() -> list[Any]:
+    """The buttons Animate and Cancel, then what `_updates` fills."""
+    with gr.Row():
+        animate = gr.Button("Animate", variant="primary", size="lg", elem_id="animate", scale=3)
+        cancel = gr.Button("Cancel", size="lg", elem_id="cancel", interactive=False, scale=1)
+    gr.HTML(f'<p class="dr-consent">{CONSENT}</p>', padding=False)
+    status = gr.HTML(IDLE, elem_id="status", container=True)
+    with gr.Column(visible=False, elem_id="comparison") as comparison:
+        with gr.Row():
+            driving = _titled(gr.Video, "Driving video", "driving", interactive=False, buttons=[])
+            result = _titled(gr.Video, "Result", "result", interactive=False, buttons=[])
+        with gr.Row():
+            both = gr.Button("Play both", elem_id="play-both", min_width=120)
+            download = gr.DownloadButton("Download the mp4", variant="primary", elem_id="download", min_width=120)
+    both.click(None, js=PLAY_BOTH, **_QUIET)
+    return [animate, cancel, status, comparison, driving, result, download, animate, cancel]
+
+
+def _connect_uploads(reference: Any, video: Any, status: Any) -> None:
+    """Say at once what is wrong with an upload."""
+
+    def check_picture(path: str | None) -> Any:
+        return _check_upload(path, read_image)
+
+    def check_video(path: str | None) -> Any:
+        return _check_upload(path, open_video, is_playable)
+
+    reference.upload(check_picture, reference, status, concurrency_limit=None, **_QUIET)
+    video.upload(check_video, video, status, concurrency_limit=None, **_QUIET)
+
+
+def _connect_runs(
+    desk: Desk, animate: Any, cancel: Any, inputs: list[Any], shown: list[Any], fields: Sequence[Field]
+) -> None:
+    async def run(request: gr.Request, picture: str | None, film: str | None, *values: Any) -> AsyncIterator[Any]:
+        try:
+            job = _submit(desk, str(request.session_hash), picture, film, read_form(fields, values))
+        except DisposeError as error:
+            yield _updates(show_problem(str(error)))
+            return
+        try:
+            async for update in _watch(desk, job):
+                yield update
+        finally:
+            if not job.state.is_final:  # the visitor has left in the middle
+                desk.cancel(job.visitor)
+
+    def stop(request: gr.Request) -> Any:
+        desk.cancel(str(request.session_hash))
+        return gr.update(interactive=False)
+
+    animate.click(run, inputs, shown, concurrency_limit=None, stream_every=POLL_S, **_QUIET)
+    cancel.click(stop, None, cancel, queue=False, **_QUIET)
+
+
+def _titled(kind: Any, title: str, name: str, **named: Any) -> Any:
+    """One picture or video under its title: Gradio's own label would cover a corner of it."""
+    with gr.Column(min_width=150):
+        gr.HTML(f'<h2 class="dr-title" id="{name}-title">{title}</h2>', padding=False)
+        return kind(label=title, show_label=False, height=_HEIGHT_PX, elem_id=name, **named)
+
+
+def _upload(kind: Any, title: str, name: str, **named: Any) -> Any:
+    """A picture or video that is handed on as it came: `media` reads more kinds than Gradio, and says what is wrong."""
+    component = _titled(kind, title, name, **named)
+    component.preprocess = _take_path  # on the object: of a subclass, Gradio would write a stub file beside this one
+    return component
+
+
+def _take_path(payload: Any) -> str | None:
+    return None if payload is None else payload.path
+
+
+def _make_form(fields: Sequence[Field]) -> list[Any]:
+    """One component per field, in their order."""
+    components: dict[str, Any] = {}
+    common = [field for field in fields if field.is_common]
+    with gr.Row(elem_classes="dr-form"):
+        for field in common:
+            if field.kind != "many":
+                components[field.name] = _make_component(field)
+    for field in common:
+        if field.kind == "many":
+            components[field.name] = _make_component(field)
+    new_seed = gr.Button("New seed", size="sm", elem_id="new-seed")
+    with gr.Accordion("More settings", open=False, elem_id="more"):
+        for kinds, look in ((_BOXES, "dr-form"), (("one", "switch"), "dr-choices")):
+            with gr.Row(elem_classes=look):
+                for field in fields:
+                    if not field.is_common and field.kind in kinds:
+                        components[field.name] = _make_component(field)
+    new_seed.click(
+        lambda: secrets.randbelow(_LARGEST_SEED),
+        None,
+        components["seed"],
+        queue=False,
+        **_QUIET,
+    )
+    return [components[field.name] for field in fields]
+
+
+def _make_component(field: Field) -> Any:
+    named: dict[str, Any] = {"label": field.label, "info": field.hint, "value": field.default}
+    named |= {"elem_id": field.name.replace("_", "-"), "interactive": True}
+    named["min_width"] = 130 if field.is_common else 170
+    if field.kind == "many":
+        return gr.CheckboxGroup(choices=list(field.choices), **named)
+    if field.kind == "one":
+        return gr.Dropdown(choices=list(field.choices), **named)
+    if field.kind == "switch":
+        return gr.Checkbox(**named)
+    if field.is_optional:  # a number box of Gradio's shows an empty one as 0
+        return gr.Textbox(placeholder="automatic", max_lines=1, **named)
+    return gr.Number(step=1 if field.kind == "integer" else 0.1, **named)
+
+
+def _submit(desk: Desk, visitor: str, picture: str | None, film: str | None, arguments: dict[str, Any]) -> Job:
+    missing = [name for name, value in (("picture", picture), ("video", film)) if not value]
+    if picture is None or film is None or missing:
+        raise DisposeError(f"There is no {' and no '.join(missing)} yet. Upload it above, then press Animate again.")
+    return desk.submit(visitor, Path(picture), Path(film), arguments)
+
+
+def _check_upload(
+    path: str | None, read: Callable[[str], object], can_be_seen: Callable[[Path], bool] = lambda path: True
+) -> Any:
+    """Describe what is wrong with an upload; where all is well, what is shown stays."""
+    if path is None:
+        return gr.skip()
+    try:
+        read(path)
+    except DisposeError as error:
+        return show_problem(str(error).replace(path, Path(path).name), "This file cannot be used.")
+    return gr.skip() if can_be_seen(Path(path)) else UNSEEN
+
+
+async def _watch(desk: Desk, job: Job) -> AsyncIterator[Any]:
+    """Describe a job whenever something has changed, and hand over its result in the end."""
+    before_html = None
+    while not job.state.is_final:
+        html = show_job(job, desk.count_before(job))
+        if html != before_html:
+            yield _updates(html, busy=True, cancelling=job.cancel.is_set())
+        before_html = html
+        await asyncio.sleep(POLL_S)
+    yield _updates(show_job(job, 0), job=job if job.state is JobState.DONE else None)
+
+
+def _updates(html: str, *, busy: bool = False, cancelling: bool = False, job: Job | None = None) -> tuple[Any, ...]:
+    """One update for each component that is shown: see `_make_results`."""
+    film, driving = (None, None) if job is None else (str(job.output), str(job.driving))
+    return (
+        html,
+        gr.update(visible=job is not None),
+        driving,
+        film,
+        film,
+        gr.update(interactive=not busy),
+        gr.update(interactive=busy and not cancelling),
+    )
