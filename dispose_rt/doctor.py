@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
+import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .backends import Engine, Engines
+from .backends.tensorrt_flavour import portable_plan_runs_on
 from .backends.validation import host_dtype
 from .contract import NETWORKS, NetworkSpec, Sizes, TensorSpec
+from .device import check_device_name
 from .errors import DisposeError, ManifestError
 from .machine import Machine, examine_machine
 from .manifest import Manifest, find_directories, read_manifest
@@ -22,6 +24,10 @@ from .preflight import Host, check_directory
 
 _CONSTANTS = {"added_time_ids": [[6.0, 127.0, 0.0]], "timestep": [0.9]}
 """Stable Video Diffusion's usual ids; a quarter of the logarithm of a sigma in the middle of a schedule."""
+
+
+_COMMANDS = {"export": "build", "download": "download", "page": "page"}
+"""Which command an extra is for."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +94,11 @@ def examine(
         load_only: load the networks without running them.
         host: what the machine has; None looks.
         progress: gets what is being done.
+
+    Raises:
+        InputError: the device is unknown.
     """
+    check_device_name(device)
     machine = examine_machine(root)
     folders = [] if root is None else find_directories(root)
     reports = tuple(_examine_directory(folder, device, load_only, host, progress) for folder in folders)
@@ -201,14 +211,20 @@ def _next_step(machine: Machine, root: Path | None, reports: tuple[DirectoryRepo
             if network.failure:
                 return network.failure
     if root is not None:
-        return f"dispose-rt animate --engines {root} --reference photo.jpg --video dance.mp4 --output out.mp4"
-    backend = "tensorrt_rtx --precision fp16" if machine.gpus else "onnxruntime"
+        engines = shlex.quote(str(root))
+        return f"dispose-rt animate --engines {engines} --reference photo.jpg --video dance.mp4 --output out.mp4"
+    if machine.extras["export"]:
+        return "pip install 'dispose-rt[export]', then dispose-rt build --help; or copy an engine directory here"
+    backend = _choose_backend(machine)
     return f"dispose-rt build --weights WEIGHTS --output engines/576x1024 --size 576x1024 --backend {backend}"
 
 
-def to_json(diagnosis: Diagnosis) -> str:
-    """The diagnosis as JSON, for machines."""
-    return json.dumps(asdict(diagnosis), indent=1)
+def _choose_backend(machine: Machine) -> str:
+    """What runs on the first GPU, or on the CPU."""
+    if not machine.gpus:
+        return "onnxruntime"
+    runs_rtx = portable_plan_runs_on(machine.gpus[0].capability)
+    return f"{'tensorrt_rtx' if runs_rtx else 'aotinductor'} --precision fp16"
 
 
 def to_lines(diagnosis: Diagnosis) -> Iterator[str]:
@@ -226,14 +242,28 @@ def to_lines(diagnosis: Diagnosis) -> Iterator[str]:
 def _machine_lines(machine: Machine) -> Iterator[str]:
     yield "  ".join(f"{name} {version}" for name, version in machine.versions.items())
     yield machine.platform
-    yield f"CPU: {machine.cpu}, {_giga(machine.memory_bytes)} of memory, {_giga(machine.free_disk_bytes)} of disk free"
+    free = "" if machine.free_memory_bytes is None else f" ({_giga(machine.free_memory_bytes)} free)"
+    memory = f"{_giga(machine.memory_bytes)} of memory{free}"
+    yield f"CPU: {machine.cpu}, {memory}, {_giga(machine.free_disk_bytes)} of disk free"
     for gpu in machine.gpus:
         memory = f"{_giga(gpu.free_bytes)} of {_giga(gpu.total_bytes)} free"
         yield f"GPU: cuda:{gpu.index} {gpu.name}, {gpu.capability}, {memory}, driver for CUDA {gpu.driver_version}"
     if not machine.gpus:
         yield f"GPU: {machine.gpu_failure or 'none found'}"
+    if machine.driver:
+        yield f"NVIDIA driver: {machine.driver}"
     yield f"kernels: {', '.join(machine.kernels) or 'none'}; codecs: {', '.join(machine.codecs) or 'none'}"
+    yield "outputs: " + ", ".join(f"{suffixes}{_lacks(names)}" for suffixes, names in machine.outputs.items())
+    yield "commands: " + ", ".join(f"{_COMMANDS[extra]}{_lacks(names)}" for extra, names in machine.extras.items())
+    if machine.pose_cache:
+        yield f"pose cache: {machine.pose_cache_bytes / 1e6:.1f} MB in {machine.pose_cache}"
     yield from (f"problem: {problem}" for problem in machine.problems)
+    yield from (f"note: {note}" for note in machine.notes)
+
+
+def _lacks(names: tuple[str, ...]) -> str:
+    """For example " (lacks gradio)"."""
+    return f" (lacks {', '.join(names)})" if names else ""
 
 
 def _network_line(network: NetworkReport) -> str:

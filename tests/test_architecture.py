@@ -15,7 +15,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 STAGES = {"media", "framing", "pose", "motion", "appearance", "conditions", "denoise", "decode"}
-EXPORTER_MAY_USE = {"backends", "contract", "errors", "manifest", "scheduler", "signature"}
+EXPORTER_MAY_USE = {"backends", "contract", "errors", "manifest", "puppet", "scheduler", "signature"}
 HEAVY = {"torch", "diffusers", "transformers", "onnx", "onnxscript", "safetensors"}
 
 
@@ -60,6 +60,21 @@ def test_stages_do_not_import_each_other(stage: str) -> None:
         assert used & (STAGES - {stage}) == set(), path
 
 
+def test_the_benchmark_is_used_by_its_command_alone() -> None:
+    """It measures the runtime; nothing that it measures may know of it, and it knows nothing of the command line."""
+    users = {path for path in sources("dispose_rt") if any("dispose_rt.bench" in name for name in imports(path))}
+    outside = {str(path.relative_to(ROOT)) for path in users if path.parent.name != "bench"}
+    assert outside <= {"dispose_rt/cli.py", "dispose_rt/cli/bench.py"}
+    assert outside
+    for path in sources("dispose_rt/bench"):
+        assert not any(re.match(r"dispose_rt\.(cli|page)|export|benchmarks", name) for name in imports(path)), path
+
+
+def test_the_puppet_needs_nothing_but_numpy_and_opencv() -> None:
+    known = {name.partition(".")[0] for name in imports(ROOT / "dispose_rt" / "puppet.py")}
+    assert known - sys.stdlib_module_names == {"numpy", "cv2"}
+
+
 @pytest.mark.parametrize("path", [*sources("dispose_rt"), *sources("export"), *sources("benchmarks")], ids=str)
 def test_files_stay_readable(path: Path) -> None:
     assert len(path.read_text(encoding="utf-8").splitlines()) <= 400
@@ -77,4 +92,4 @@ def test_a_wheel_holds_the_runtime_its_kernels_and_the_exporter(tmp_path: Path) 
     assert any(re.fullmatch(r"dispose_rt/_kernels_cpu\..*(so|pyd)", name) for name in names)
     assert {name.partition("/")[0] for name in names if ".dist-info" not in name} == {"dispose_rt", "dispose_rt_export"}
     required = re.findall(r"^Requires-Dist: ([\w-]+)[^;\n]*$", metadata, re.MULTILINE)
-    assert set(required) == {"numpy", "opencv-python-headless", "av", "onnxruntime"}
+    assert set(required) == {"numpy", "opencv-python-headless", "av", "onnxruntime", "tqdm"}

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import re
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +18,7 @@ from golden_case import GoldenCase
 from onnx import numpy_helper
 from test_preflight import GPU, write_compiled
 
-from dispose_rt import cli, doctor, machine
+from dispose_rt import cli, doctor, machine, media
 from dispose_rt.contract import NETWORKS
 
 Captured = pytest.CaptureFixture[str]
@@ -42,6 +45,17 @@ def test_a_gpu_is_listed_and_used(monkeypatch: pytest.MonkeyPatch, capsys: Captu
     out = capsys.readouterr().out
     assert "GPU: cuda:0 NVIDIA L40S, sm_89, 40.0 GB of 48.0 GB free, driver for CUDA 13.0" in out
     assert "--backend tensorrt_rtx --precision fp16" in out
+
+
+def test_a_gpu_without_our_kernels_is_noted(monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
+    """And TensorRT for RTX is not advised where it does not run."""
+    monkeypatch.setattr(machine, "find_gpus", lambda: (dataclasses.replace(GPU, capability="sm_90"),))
+    monkeypatch.setattr(machine, "OPTIONAL", ())
+    assert cli.main(["doctor"]) == 0
+    out = capsys.readouterr().out
+    assert "note: our CUDA kernels are missing" in out
+    assert "note: no TensorRT is installed: pip install" in out
+    assert out.splitlines()[-1].endswith("--backend aotinductor --precision fp16")
 
 
 def test_a_missing_encoder_is_a_problem(monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
@@ -131,3 +145,36 @@ def test_an_unknown_device(tmp_path: Path, capsys: Captured) -> None:
     write_compiled(tmp_path / "e")
     assert cli.main(["doctor", str(tmp_path / "e"), "--device", "tpu"]) == 1
     assert "tpu" in capsys.readouterr().err
+
+
+def test_what_commands_and_outputs_lack(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Captured) -> None:
+    (tmp_path / "dispose-rt" / "poses").mkdir(parents=True)
+    (tmp_path / "dispose-rt" / "poses" / "one.npz").write_bytes(bytes(1_500_000))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    real = machine._has_codec
+    monkeypatch.setattr(machine, "_has_codec", lambda name, mode: name != "libvpx-vp9" and real(name, mode))
+    monkeypatch.setattr(machine, "EXTRAS", {"export": ("numpy", "nosuchmodule"), "download": (), "page": ("numpy",)})
+    assert cli.main(["doctor"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "outputs: mp4 m4v mov mkv, webm (lacks libvpx-vp9), gif" in lines
+    assert "commands: build (lacks nosuchmodule), download, page" in lines
+    assert f"pose cache: 1.5 MB in {tmp_path / 'dispose-rt' / 'poses'}" in lines
+    assert lines[-1].startswith("all is well; next: pip install 'dispose-rt[export]', then dispose-rt build")
+
+
+def test_every_output_that_can_be_written_is_looked_at() -> None:
+    looked_at = {f".{suffix}" for suffixes in machine.examine_machine().outputs for suffix in suffixes.split()}
+    assert looked_at == set(media.SUFFIXES)
+
+
+def test_extras_are_those_of_the_package() -> None:
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert set(machine.EXTRAS) <= set(project["optional-dependencies"])
+    needed = {re.split(r"[<>=]", requirement)[0] for requirement in project["dependencies"]}
+    assert set(machine.NEEDED.values()) == needed
+
+
+def test_an_error_as_json(tmp_path: Path, capsys: Captured) -> None:
+    write_compiled(tmp_path / "e")
+    assert cli.main(["doctor", str(tmp_path / "e"), "--device", "tpu", "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["error"]["type"] in ("InputError", "DeviceError")

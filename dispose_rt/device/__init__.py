@@ -6,7 +6,7 @@ from .bfloat16 import round_to_bfloat16, widen_bfloat16
 from .cpu import CpuDevice
 from .cuda import CudaDevice
 from .cuda_runtime import check
-from .gpus import Gpu, describe_gpu, find_gpus, resolve_device, set_device
+from .gpus import Gpu, check_device_name, describe_gpu, find_gpus, resolve_device, set_device
 from .modules import compiled_module
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "PinnedArray",
     "Stream",
     "check",
+    "check_device_name",
     "compiled_module",
     "describe_gpu",
     "find_gpus",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from ..errors import DeviceError, InputError
@@ -78,6 +79,16 @@ def describe_gpu(index: int) -> Gpu:
     )
 
 
+def check_device_name(device: str) -> None:
+    """Refuse what is no device of any machine.
+
+    Raises:
+        InputError: it is none of "auto", "cpu", "cuda" and "cuda:N".
+    """
+    if not re.fullmatch(r"auto|cpu|cuda(:[0-9]+)?", device):
+        raise InputError(f"the device {device!r} is not known; pass auto, cpu, cuda or cuda:N")
+
+
 def resolve_device(device: str) -> Gpu:
     """Find the GPU that a device string means.
 
@@ -90,10 +101,9 @@ def resolve_device(device: str) -> Gpu:
     """
     if device == "cpu":
         raise DeviceError("these engines run on an NVIDIA GPU alone; build the directory with --backend onnxruntime")
+    check_device_name(device)
     kind, _, number = device.partition(":")
     numbered = device != kind
-    if (kind, numbered) not in (("auto", False), ("cuda", False), ("cuda", True)) or numbered > number.isdecimal():
-        raise InputError(f"the device {device!r} is not known; pass auto, cpu, cuda or cuda:N")
     count, why_none = _count_gpus()
     index = int(number) if numbered else 0
     if count == 0:

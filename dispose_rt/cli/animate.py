@@ -1,0 +1,273 @@
+"""`dispose-rt animate`: a photo and a video become another video."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..cache_folder import cache_folder
+from ..errors import DisposeError, InputError
+from ..settings import CONTROLS, PLACES, Settings
+from .console import Console
+from .exit_codes import ExitCode
+from .parser import add_debug, add_engines, add_json
+from .stop_signals import StopSignals
+
+if TYPE_CHECKING:
+    from .. import Animation
+    from ..debug_pictures import DebugPictures
+
+POSES = "poses"
+"""Kind of the pose cache's folder, see `cache_folder`."""
+
+DESCRIPTION = "Animate the person of a photo with the movement of the person of a video."
+EPILOG = """\
+examples:
+  dispose-rt animate --engines engines --reference photo.jpg --video dance.mp4 --output out.mp4
+  dispose-rt animate --engines engines --reference photo.jpg --video dance.mp4 --output draft.gif --steps 10 --stride 4
+  dispose-rt animate --engines engines --reference photo.jpg --video frames/ --fps 24 --output out.webm
+  dispose-rt animate --engines engines --reference photo.jpg --video dance.mp4 --output plain.mp4 --controls none
+  dispose-rt animate --engines engines --reference photo.jpg --video dance.mp4 --output out.mp4 --debug-dir looked-at
+  dispose-rt animate --engines engines --reference photo.jpg --video dance.mp4 --output out.mp4 --quiet --json
+
+The output appears under its name when it is complete, and replaces what had that name; an interrupted run leaves
+nothing behind, and what was there stays. The photo and the video are never overwritten.
+
+--json prints {"output", "frames", "fps", "size": [width, height], "seconds", "stages_s", "peak_bytes", "warnings"}.
+--progress json prints one JSON object per line on standard error: {"stage", "done", "total", "elapsed_s"}, where total
+is null while it is not known, {"warning"} or {"error"}.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    media = parser.add_argument_group("what to make")
+    add_engines(media)
+    add = media.add_argument
+    add("--reference", required=True, metavar="IMAGE", help="photo of one person (PNG, JPEG, WebP, BMP, TIFF)")
+    add(
+        "--video",
+        required=True,
+        metavar="VIDEO",
+        help="video whose movement is used (mp4, mov, mkv, webm, avi, gif), or a folder of pictures",
+    )
+    add(
+        "--output",
+        required=True,
+        type=Path,
+        metavar="OUT.mp4",
+        help="video to write; a file of that name is replaced. mp4, m4v, mov, mkv (H.264), webm (VP9) or gif",
+    )
+    add("--no-audio", action="store_true", help="leave out the sound of the video")
+    add("--fps", type=float, metavar="FPS", help="frame rate of the output (default: keep the video's speed)")
+    _add_settings(parser)
+    run = parser.add_argument_group("how to run")
+    add = run.add_argument
+    add("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
+    add("--decode-chunk", type=int, metavar="N", help="frames that the VAE decodes at once (default: as built)")
+    add(
+        "--conditions-memory",
+        default=Settings.conditions_memory,
+        choices=PLACES,
+        help="where the conditions of a clip's frames wait; no result depends on it (default: %(default)s)",
+    )
+    kept = run.add_mutually_exclusive_group()
+    kept.add_argument(
+        "--pose-cache",
+        type=Path,
+        metavar="DIR",
+        help="folder that keeps the poses found in a video for its next run (default: poses in the user's cache, "
+        "~/.cache/dispose-rt)",
+    )
+    kept.add_argument("--no-pose-cache", action="store_true", help="keep no poses, and read none")
+    add("--debug-dir", type=Path, metavar="DIR", help="write pictures of every stage there, and a page of them")
+    output = parser.add_argument_group("what to print")
+    output.add_argument("--quiet", action="store_true", help="print warnings and errors alone, and what --json says")
+    output.add_argument(
+        "--progress",
+        choices=("auto", "json", "none"),
+        default="auto",
+        help="bars with the time left, on a terminal (auto); JSON lines on standard error; or nothing",
+    )
+    add_json(output, "what was written and how long it took")
+    add_debug(output)
+
+
+def _add_settings(parser: argparse.ArgumentParser) -> None:
+    add, default = parser.add_argument_group("settings of the method").add_argument, Settings()
+    add("--steps", type=int, default=default.steps, metavar="N", help="denoising steps (default: %(default)s)")
+    add(
+        "--guidance-scale",
+        type=float,
+        default=default.guidance_scale,
+        metavar="G",
+        help="classifier-free guidance, 1 is off (default: %(default)s)",
+    )
+    add(
+        "--overlap",
+        type=int,
+        default=default.overlap,
+        metavar="N",
+        help="frames that neighbouring tiles share (default: %(default)s)",
+    )
+    add(
+        "--stride",
+        type=int,
+        default=default.stride,
+        metavar="N",
+        help="use every N-th frame of a 24 to 47 fps video; faster ones are thinned to match (default: %(default)s)",
+    )
+    add("--seed", type=int, default=default.seed, metavar="N", help="seed of the noise (default: %(default)s)")
+    add(
+        "--controls",
+        type=_parse_controls,
+        default=CONTROLS,
+        metavar="LIST",
+        help="guidance signals: motion,points or one of them, or none (default: motion,points)",
+    )
+    add(
+        "--noise-aug-strength",
+        type=float,
+        default=default.noise_aug_strength,
+        metavar="S",
+        help="noise added to the reference, 0 to 1 (default: %(default)s)",
+    )
+    add(
+        "--motion-bucket-id",
+        type=int,
+        default=default.motion_bucket_id,
+        metavar="N",
+        help="amount of motion that the video model is told (default: %(default)s)",
+    )
+
+
+def _parse_controls(text: str) -> tuple[str, ...]:
+    if text.strip() == "none":
+        return ()
+    names = tuple(name.strip() for name in text.split(","))
+    unknown = [name for name in names if name not in CONTROLS]
+    if unknown:
+        raise argparse.ArgumentTypeError(f"unknown control {unknown[0]!r}; choose from {', '.join(CONTROLS)}, or none")
+    return names
+
+
+def run(options: argparse.Namespace, console: Console, stop: StopSignals) -> int:
+    """Check all that can be checked in a moment, then load the engines."""
+    from .. import Animator
+    from ..media import check_output_path, open_video, read_image
+
+    settings = {field.name: getattr(options, field.name) for field in fields(Settings)}
+    Settings(**settings)  # checks them
+    output = check_output_path(options.output)
+    reference = read_image(options.reference)
+    open_video(options.video)
+    _protect_inputs(output, options)
+    pictures = _open_pictures(options.debug_dir)
+    poses = _choose_pose_cache(options, console)
+    timings: Mapping[str, float] = {}
+    failure: BaseException | None = None
+    try:
+        with Animator(options.engines, device=options.device, pose_cache=poses) as animator, stop.gently() as cancel:
+            animation = animator.run(
+                reference,
+                options.video,
+                output=output,
+                audio=not options.no_audio,
+                keep_frames=False,
+                progress=_choose_progress(options, console),
+                cancel=cancel,
+                observer=pictures,
+                **settings,
+            )
+        timings = animation.timings
+    except BaseException as error:
+        failure = error
+        raise
+    finally:
+        if pictures is not None:  # what was seen is shown after a failure as well
+            named = {"engines": options.engines, "reference": options.reference, "video": options.video}
+            _finish_pictures(pictures, named | settings, timings, failure, console)
+    _print_result(output, animation, options, console)
+    return ExitCode.DONE
+
+
+def _protect_inputs(output: Path, options: argparse.Namespace) -> None:
+    """Refuse to replace what is being read."""
+    for name in ("reference", "video"):
+        source = Path(getattr(options, name))
+        if output.exists() and output.samefile(source):
+            raise InputError(f"the output {output} is the {name} itself; give it another name")
+        if source.is_dir() and output.absolute().resolve().parent == source.resolve():
+            raise InputError(f"the output {output} lies among the pictures of the {name}; write it to another folder")
+
+
+def _choose_pose_cache(options: argparse.Namespace, console: Console) -> Path | None:
+    if options.no_pose_cache:
+        return None
+    if options.pose_cache is not None:
+        return Path(options.pose_cache)
+    try:
+        return cache_folder(POSES)
+    except InputError as error:
+        console.warn(f"no poses are kept for the next run: {error}")
+        return None
+
+
+def _choose_progress(options: argparse.Namespace, console: Console) -> bool | Callable[[str, int, int], None]:
+    if options.progress == "json":
+        return console.report_ticks()
+    return options.progress == "auto" and not options.quiet
+
+
+def _open_pictures(folder: Path | None) -> DebugPictures | None:
+    if folder is None:
+        return None
+    from ..debug_pictures import DebugPictures
+
+    return DebugPictures(folder)
+
+
+def _finish_pictures(
+    pictures: DebugPictures,
+    summary: Mapping[str, object],
+    timings: Mapping[str, float],
+    failure: BaseException | None,
+    console: Console,
+) -> None:
+    """Write the page of pictures, also about a run that failed: why it failed is what counts then."""
+    try:
+        page = pictures.finish(summary, timings, failure)
+    except DisposeError as error:
+        if failure is None:
+            raise
+        console.warn(str(error))
+    else:
+        console.note(f"pictures of every stage: {page}")
+
+
+def _print_result(output: Path, animation: Animation, options: argparse.Namespace, console: Console) -> None:
+    height, width = animation.frames.shape[1:3]
+    count, total_s = animation.frame_count, sum(animation.timings.values())
+    if console.is_json:
+        console.print_document(
+            {
+                "output": os.fspath(output),
+                "frames": count,
+                "fps": animation.fps,
+                "size": [width, height],
+                "seconds": round(total_s, 3),
+                "stages_s": {name: round(seconds, 3) for name, seconds in animation.timings.items()},
+                "peak_bytes": animation.peak_bytes,
+                "warnings": console.warnings,
+            }
+        )
+    elif not options.quiet:
+        stages = ", ".join(f"{name} {seconds:.1f}" for name, seconds in animation.timings.items())
+        frames = "1 frame" if count == 1 else f"{count} frames"
+        console.print_lines(
+            [f"{output}: {frames} of {width}x{height}, {animation.fps:g} fps, in {total_s:.1f} s ({stages})"]
+        )

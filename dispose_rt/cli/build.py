@@ -1,0 +1,68 @@
+"""`dispose-rt build`: hands over to the exporter, which the runtime does without."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+from ..errors import InputError
+from .console import Console
+from .parser import CommandParser
+
+DESCRIPTION = """\
+Turn a folder of published checkpoints into an engine directory. Finished networks are kept when a build is interrupted,
+and are not built again while nothing that went into them has changed."""
+EPILOG = """\
+examples:
+  dispose-rt build --weights weights --output engines/576x1024 --size 576x1024
+  dispose-rt build --weights weights --output engines --size 576x1024,1024x576 --backend tensorrt_rtx --precision fp16
+  dispose-rt build --random-weights toy --output engines/toy --size 128x192 --tile-frames 4
+
+--json prints {"directories": [{"directory", "complete", "built", "up_to_date", "missing", "seconds", "bytes",
+"peak_bytes"}]}: the bytes of all networks that are there, and the most main memory that was used. What people read goes
+to standard error.
+"""
+_NO_EXPORTER = """\
+the exporter is not installed here. Run the command in the source tree, or install the package with its tools:
+  pip install 'dispose-rt[export]'"""
+
+
+def run_exporter(arguments: list[str], parser: CommandParser, console: Console) -> int:
+    """Run the exporter, whose dependencies (PyTorch among them) the runtime does without.
+
+    Args:
+        arguments: of the command.
+        parser: an empty one, which the exporter adds its arguments to.
+        console: unused by the exporter, which prints by itself.
+    """
+    try:
+        exporter = import_exporter()
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").partition(".")[0]
+        if missing in ("", "dispose_rt", "dispose_rt_export"):  # a mistake of ours, not a missing dependency
+            raise
+        raise InputError(
+            f"building engines needs the Python package {missing!r}, which is not installed; install the exporter's "
+            "packages: pip install 'dispose-rt[export]'"
+        ) from error
+    code: int = exporter.main(arguments, parser)
+    return code
+
+
+def import_exporter() -> ModuleType:
+    """Import `build_engines` as installed, or from the source tree that this file lies in."""
+    name = "dispose_rt_export"
+    if importlib.util.find_spec(name) is None:
+        source = Path(__file__).resolve().parents[2] / "export"
+        spec = importlib.util.spec_from_file_location(
+            name, source / "__init__.py", submodule_search_locations=[str(source)]
+        )
+        if not (source / "build_engines.py").is_file() or spec is None or spec.loader is None:
+            raise InputError(_NO_EXPORTER)
+        package = importlib.util.module_from_spec(spec)
+        sys.modules[name] = package
+        spec.loader.exec_module(package)
+    return importlib.import_module(f"{name}.build_engines")

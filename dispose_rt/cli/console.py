@@ -1,0 +1,185 @@
+"""What a command says, and where: results on standard output, everything else on standard error."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import logging
+import sys
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, TextIO
+
+JSON_OPTION, DEBUG_OPTION = "--json", "--debug"
+
+
+class ReaderLeftError(Exception):
+    """Nobody reads standard output any more; `head`, for example, has seen enough."""
+
+
+class Console:
+    """Prints for people, or JSON for machines.
+
+    With `--json`, standard output carries one JSON document, whatever happens. With `--progress json`, every line of
+    standard error is a JSON object.
+
+    Args:
+        arguments: of the command; they are looked at before they are parsed, as parsing may fail.
+    """
+
+    def __init__(self, arguments: Sequence[str]) -> None:
+        given = list(arguments)
+        if "--" in given:
+            given = given[: given.index("--")]
+        self.is_json = JSON_OPTION in given
+        self.is_debug = DEBUG_OPTION in given
+        self.is_quiet = "--quiet" in given
+        self.logs_json = "--progress=json" in given or ("--progress", "json") in itertools.pairwise(given)
+        self.warnings: list[str] = []
+        self._printed_document = False
+
+    def print_lines(self, lines: Iterable[str]) -> None:
+        """Print a result for people."""
+        for line in lines:
+            self._print(line)
+
+    def print_document(self, document: Mapping[str, Any]) -> None:
+        """Print a result for machines, in one line of ASCII."""
+        self._printed_document = True
+        self._print(json.dumps(document, default=str))
+
+    def flush(self) -> None:
+        """Hand on what was printed: a full disk or a closed pipe shows here, not when Python ends."""
+        if sys.stdout is not None:
+            try:
+                sys.stdout.flush()
+            except BrokenPipeError as error:
+                raise ReaderLeftError from error
+
+    def _print(self, line: str) -> None:
+        """Print a line of a result."""
+        try:
+            print(line)
+        except BrokenPipeError as error:
+            raise ReaderLeftError from error
+
+    def fail(self, kind: str, message: str, *, text: str | None = None, usage: str = "") -> None:
+        """Say why a command failed: on standard error, and with `--json` on standard output too.
+
+        Args:
+            kind: name of the error's type.
+            message: the reason.
+            text: the line for people; None for the message after "error:".
+            usage: printed before it.
+        """
+        if self.logs_json:
+            self._tell(json.dumps({"error": {"type": kind, "message": message}}))
+        else:
+            self._tell(usage + (f"dispose-rt: error: {message}" if text is None else text))
+        if self.is_json and not self._printed_document:
+            self.print_document({"error": {"type": kind, "message": message}})
+
+    def warn(self, message: str) -> None:
+        """Print a warning in one line."""
+        self.warnings.append(message)
+        self._tell(json.dumps({"warning": message}) if self.logs_json else f"dispose-rt: warning: {message}")
+
+    def note(self, message: str) -> None:
+        """Print something that is worth knowing in one line of standard error, but for `--quiet`."""
+        if not self.is_quiet:
+            self._tell(json.dumps({"note": message}) if self.logs_json else f"dispose-rt: {message}")
+
+    def report_ticks(self) -> Callable[[str, int, int], None]:
+        """Make a progress callback that prints one JSON object per tick."""
+        from ..progress_bar import TotalGuess
+
+        guess, start_s = TotalGuess(), time.perf_counter()
+
+        def report(stage: str, done: int, total: int) -> None:
+            known = guess(stage, done, total)
+            tick = {"stage": stage, "done": done, "total": known, "elapsed_s": round(time.perf_counter() - start_s, 3)}
+            self._tell(json.dumps(tick))
+
+        return report
+
+    def show_traceback(self) -> None:
+        """Print the traceback of the error that is being handled, where `--debug` asks for it."""
+        if self.is_debug:
+            self._tell(traceback.format_exc().rstrip("\n"))
+
+    @contextlib.contextmanager
+    def attached(self) -> Iterator[None]:
+        """Take over Python's warnings and the library's log messages, and print what no encoding holds as escapes."""
+        log, handler = logging.getLogger("dispose_rt"), _LogHandler(self)
+        handler.setLevel(logging.DEBUG if self.is_debug else logging.WARNING)
+        log.addHandler(handler)
+        level = log.level
+        log.setLevel(handler.level)
+        try:
+            with warnings.catch_warnings(), _every_character_printable(sys.stdout):
+                warnings.showwarning = self._show_warning
+                yield
+        finally:
+            log.removeHandler(handler)
+            log.setLevel(level)
+
+    def _show_warning(
+        self,
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        """Stand in for `warnings.showwarning`, without the place in the source that raised the warning."""
+        self.warn(str(message))
+
+    def _tell(self, line: str) -> None:
+        """Print a line to standard error. That nobody reads it any more is no reason to stop."""
+        with contextlib.suppress(BrokenPipeError), _bars_out_of_the_way():
+            print(line, file=sys.stderr, flush=True)
+
+
+class _LogHandler(logging.Handler):
+    """Prints the library's log messages as the console prints all else."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__()
+        self._console = console
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print a message in one line."""
+        if record.levelno >= logging.WARNING:
+            self._console.warn(record.getMessage())
+        else:
+            self._console.note(record.getMessage())
+
+
+@contextlib.contextmanager
+def _bars_out_of_the_way() -> Iterator[None]:
+    """Take progress bars off the terminal for a moment, if any were drawn at all."""
+    bars = sys.modules.get("tqdm")
+    if bars is None:
+        yield
+    else:
+        with bars.tqdm.external_write_mode(file=sys.stderr):
+            yield
+
+
+@contextlib.contextmanager
+def _every_character_printable(stream: Any) -> Iterator[None]:
+    """File names may hold bytes that are no text, and terminals may know ASCII alone."""
+    before = getattr(stream, "errors", None)
+    if not hasattr(stream, "reconfigure"):
+        yield
+        return
+    stream.reconfigure(errors="backslashreplace")
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError, ValueError):  # a closed pipe cannot be flushed
+            stream.reconfigure(errors=before)

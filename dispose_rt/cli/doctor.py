@@ -1,0 +1,56 @@
+"""`dispose-rt doctor`: tries out this machine and an engine directory, and says what to type next."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+from .console import Console
+from .exit_codes import ExitCode
+from .parser import add_debug, add_json
+from .stop_signals import StopSignals
+
+DESCRIPTION = "Print what this machine has. With a directory: hash its files, load every network, run it once."
+EPILOG = """\
+examples:
+  dispose-rt doctor
+  dispose-rt doctor engines/576x1024
+  dispose-rt doctor engines/576x1024 --load-only --json
+
+The exit code is 0 where all is well and 1 where something is wrong; the last line says what to type next.
+
+--json prints {"machine", "directories", "healthy", "next_step"}.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    add = parser.add_argument
+    add("directory", nargs="?", type=Path, metavar="DIR", help="engine directory, or a folder of several")
+    add("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
+    add("--load-only", action="store_true", help="do not run the networks, which takes long on a CPU")
+    add_json(parser, "all that was found")
+    add_debug(parser)
+
+
+def run(options: argparse.Namespace, console: Console, stop: StopSignals) -> int:
+    """Look, then tell."""
+    from ..doctor import examine, to_lines
+
+    try:
+        diagnosis = examine(options.directory, options.device, load_only=options.load_only, progress=_show_progress)
+    finally:
+        _show_progress("")
+    if options.json:
+        console.print_document(asdict(diagnosis))
+    else:
+        console.print_lines(to_lines(diagnosis))
+    return ExitCode.DONE if diagnosis.healthy else ExitCode.FAILED
+
+
+def _show_progress(text: str) -> None:
+    """Show what is being done in a line that the next one replaces, to people alone."""
+    if sys.stderr.isatty():
+        print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)

@@ -1,0 +1,108 @@
+"""A bar per stage on the terminal's standard error: what is being done, how fast, and how long it will still take."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+from typing import TextIO
+
+from tqdm import tqdm
+
+_UNITS = {"pose": "frame", "load": "network", "motion": "frame", "denoise": "step", "decode": "frame"}
+"""What a stage counts."""
+
+_NAME_WIDTH = 10
+_UNKNOWN_TOTAL = "{desc}: {n_fmt} {unit}s [{elapsed}, {rate_fmt}]"
+
+
+class _Bar(tqdm):  # type: ignore[misc]  # the package has no types
+    monitor_interval = 0  # no thread that watches over bars: every tick is looked at
+
+
+class TotalGuess:
+    """Tells the totals that are known from those that are made up because the end is not known.
+
+    Called with every tick. A total that is ahead of `done` by one from tick to tick means that nobody knows.
+    """
+
+    def __init__(self) -> None:
+        self._stage = ""
+        self._total = 0
+
+    def __call__(self, stage: str, done: int, total: int) -> int | None:
+        """The total, or None where it is not known."""
+        known = done >= total or total > done + 1 or (stage, total) == (self._stage, self._total)
+        self._stage, self._total = stage, total
+        return max(done, total) if known else None
+
+
+class ProgressBar:
+    """A progress callback that draws one bar per stage, and nothing where the stream is no terminal.
+
+    Stages come one after the other; the bar of a finished one stays, with the time that it took. Use it as a context
+    manager, or call `close`.
+
+    Args:
+        stream: where to draw; None takes standard error.
+    """
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self._stream = sys.stderr if stream is None else stream
+        self._live = self._stream is not None and self._stream.isatty()
+        self._bar: _Bar | None = None
+        self._stage = ""
+        self._guess = TotalGuess()
+        self._last_tick_s = time.time()
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        """Show that `done` of `total` units of a stage are finished.
+
+        Args:
+            stage: its name.
+            done: finished units, 0 or more; fewer than before begin the stage again.
+            total: all units, see `TotalGuess`.
+        """
+        if not self._live:
+            return
+        bar = self._bar
+        if bar is None or stage != self._stage or done < bar.n:
+            # a first tick that tells of something done tells of the time before it
+            bar = self._open(stage, self._last_tick_s if done else time.time())
+        bar.total = self._guess(stage, done, total)
+        bar.bar_format = _UNKNOWN_TOTAL if bar.total is None else None
+        self._last_tick_s = time.time()
+        bar.update(done - bar.n)
+        if done >= total:
+            self.close()
+
+    def _open(self, stage: str, start_s: float) -> _Bar:
+        self.close()
+        self._stage = stage
+        bar = self._bar = _Bar(
+            desc=f"{stage:{_NAME_WIDTH}}",
+            total=None,
+            unit=_UNITS.get(stage, "part"),
+            file=self._stream,
+            dynamic_ncols=True,
+            miniters=1,
+            delay=1e-9,  # nothing is drawn before the first tick
+        )
+        bar.start_t = bar.last_print_t = start_s
+        return bar
+
+    def close(self) -> None:
+        """Leave the bar at work as it is and go to the next line. Calling it twice is fine."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+    def __enter__(self) -> ProgressBar:
+        """Return itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close the bar at work."""
+        self.close()
