@@ -23,7 +23,7 @@ if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
 import dispose_rt  # noqa: E402
-from dispose_rt import debug_pictures, errors, media, noise, observer, pictures, timing  # noqa: E402
+from dispose_rt import debug, errors, media, noise, observer, pictures, timing  # noqa: E402
 
 LINE_LENGTH = 110
 PAGE = ROOT / "docs" / "API.md"
@@ -71,10 +71,10 @@ PARTS: Sequence[Part] = (
         [(name, getattr(media, name)) for name in ("read_image", "open_video", "Video", "open_writer", "write_video")],
     ),
     (
-        "dispose_rt.pictures and dispose_rt.debug_pictures",
+        "dispose_rt.pictures and dispose_rt.debug",
         "For people to look at.",
         [
-            ("DebugPictures", debug_pictures.DebugPictures),
+            ("DebugPictures", debug.DebugPictures),
             *((name, getattr(pictures, name)) for name in ("flow_to_color", "contact_sheet", "save_png")),
         ],
     ),
@@ -120,7 +120,7 @@ def _describe_alias(name: str, module: ModuleType) -> str:
         if isinstance(definition, ast.Assign) and ast.unparse(definition.targets[0]) == name:
             assert isinstance(text, ast.Expr)
             assert isinstance(text.value, ast.Constant)
-            return f"### {name}\n\n```python\n{ast.unparse(definition)}\n```\n\n{text.value.value}\n"
+            return f"### {name}\n\n```python\n{ast.unparse(definition)}\n```\n\n{text.value.value!s}\n"
     raise LookupError(f"{module.__name__} defines no {name}")
 
 

@@ -15,7 +15,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from dispose_rt.download_files import REPOSITORIES
+from dispose_rt.download.files import REPOSITORIES
 
 LARGE = (".safetensors", ".bin", ".pth", ".onnx", ".tar")
 TOKEN = "hf_TheTokenOfTheTests"

@@ -16,10 +16,10 @@ import pytest
 
 from dispose_rt import Animator
 from dispose_rt.appearance import scatter
-from dispose_rt.debug_drawing import choose_flow_scale, draw_flow, fit_view, preview_latents
-from dispose_rt.debug_pictures import DebugPictures, spread_numbers
-from dispose_rt.debug_points import JointCells, reduce_cells
-from dispose_rt.debug_sections import STAGES
+from dispose_rt.debug.drawing import choose_flow_scale, draw_flow, fit_view, preview_latents
+from dispose_rt.debug.pictures import DebugPictures, spread_numbers
+from dispose_rt.debug.points import JointCells, reduce_cells
+from dispose_rt.debug.sections import STAGES
 from dispose_rt.denoise import StepTrace
 from dispose_rt.detection import Detected
 from dispose_rt.device import CpuDevice

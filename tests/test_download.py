@@ -19,13 +19,13 @@ from fake_hub import TOKEN, FakeHub, commit, repos_of, serving, write_placeholde
 from filelock import FileLock
 from huggingface_hub import constants
 
-from dispose_rt import download_hub
 from dispose_rt.cli import main
 from dispose_rt.download import Plan, download, inspect_folder, make_plan
-from dispose_rt.download_errors import GateClosedError, OfflineError
-from dispose_rt.download_files import REPOSITORIES
-from dispose_rt.download_hub import Hub
-from dispose_rt.download_record import read_record
+from dispose_rt.download import hub as download_hub
+from dispose_rt.download.errors import GateClosedError, OfflineError
+from dispose_rt.download.files import REPOSITORIES
+from dispose_rt.download.hub import Hub
+from dispose_rt.download.record import read_record
 from dispose_rt.errors import DownloadError, InputError
 
 SVD = REPOSITORIES["svd"].repo
@@ -406,7 +406,7 @@ def test_records_that_cannot_be_used(hub: FakeHub, tmp_path: Path, caplog: pytes
 
 @pytest.mark.parametrize("path", ["../DisPose.pth", "/etc/passwd", "a/../../b", "C:\\x"])
 def test_a_record_does_not_lead_out_of_the_folder(path: str, tmp_path: Path) -> None:
-    from dispose_rt.download_record import DownloadedFile, write_record
+    from dispose_rt.download.record import DownloadedFile, write_record
 
     write_record(tmp_path, {path: DownloadedFile("a/b", "c", commit(1), 1, "0" * 64)})
     with pytest.raises(DownloadError, match="leads out of the folder"):

@@ -19,7 +19,7 @@ from .stop_signals import StopSignals
 
 if TYPE_CHECKING:
     from .. import Animation
-    from ..debug_pictures import DebugPictures
+    from ..debug import DebugPictures
 
 POSES = "poses"
 """Kind of the pose cache's folder, see `cache_folder`."""
@@ -226,7 +226,7 @@ def _choose_progress(options: argparse.Namespace, console: Console) -> bool | Ca
 def _open_pictures(folder: Path | None) -> DebugPictures | None:
     if folder is None:
         return None
-    from ..debug_pictures import DebugPictures
+    from ..debug import DebugPictures
 
     return DebugPictures(folder)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from ..download_files import REPOSITORIES
+from ..download.files import REPOSITORIES
 from .console import Console
 from .exit_codes import ExitCode
 from .parser import add_debug, add_json
@@ -82,7 +82,7 @@ def run(options: argparse.Namespace, console: Console, stop: StopSignals) -> int
 
 
 def _open_hub(token: str | None) -> Any:
-    from ..download_hub import Hub
+    from ..download.hub import Hub
 
     return Hub(token)
 

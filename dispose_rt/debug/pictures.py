@@ -13,15 +13,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from . import debug_drawing as drawing
-from . import pictures
-from .debug_folder import PictureFolder
-from .debug_points import JointCells
-from .denoise import StepTrace
-from .detection import Detected
-from .errors import InputError
-from .pose import draw_pose
-from .types import JOINTS, U8, Motion, Pose
+from .. import pictures
+from ..denoise import StepTrace
+from ..detection import Detected
+from ..errors import InputError
+from ..pose import draw_pose
+from ..types import JOINTS, U8, Motion, Pose
+from . import drawing
+from .folder import PictureFolder
+from .points import JointCells
 
 MAX_LIMIT = 200
 

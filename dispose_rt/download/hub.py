@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from . import __version__
-from .download_errors import Request, status_of, translate
-from .download_files import Repository
-from .errors import DownloadError
+from .. import __version__
+from ..errors import DownloadError
+from .errors import Request, status_of, translate
+from .files import Repository
 
 PUBLIC_HUB = "https://huggingface.co"
 MAIN = "main"

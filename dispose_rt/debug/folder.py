@@ -1,4 +1,4 @@
-"""The folder of `debug_pictures`: picture files by stage and number, and which of them are on the page."""
+"""The folder of `DebugPictures`: picture files by stage and number, and which of them are on the page."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from . import debug_page, pictures
-from .debug_sections import STAGES
-from .errors import OutputError
-from .types import U8
+from .. import pictures
+from ..errors import OutputError
+from ..types import U8
+from . import index_page
+from .sections import STAGES
 
 PAGE_NAME = "index.html"
 PICTURES_NAME = "pictures"
@@ -29,12 +30,12 @@ class PictureFolder:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._figures: dict[str, dict[int, debug_page.Figure]] = {stage: {} for stage in STAGES}
-        self._legends: dict[str, debug_page.Figure] = {}
+        self._figures: dict[str, dict[int, index_page.Figure]] = {stage: {} for stage in STAGES}
+        self._legends: dict[str, index_page.Figure] = {}
         self._landscape: set[str] = set()
         page = folder / PAGE_NAME
         try:
-            if page.exists() and debug_page.MARK.encode() not in page.read_bytes():
+            if page.exists() and index_page.MARK.encode() not in page.read_bytes():
                 raise OutputError(f"{page} is not a page of debug pictures; pass an empty or a new folder")
             for old in (folder / PICTURES_NAME).glob("*"):
                 if _OURS.fullmatch(old.name):
@@ -44,7 +45,7 @@ class PictureFolder:
         self.write_page({}, {}, "It is still going on, or it was killed.", {})
 
     def show(self, stage: str, number: int, caption: str, image: U8, *, photo: bool = False) -> None:
-        """Write a picture and put it on the page.
+        """Write a picture and put it on the index_page.
 
         Args:
             stage: a key of `debug_sections.STAGES`.
@@ -56,19 +57,19 @@ class PictureFolder:
         Raises:
             OutputError: it cannot be written.
         """
-        self._figures[stage][number] = debug_page.Figure((self._write(f"{stage}_{number:06d}", image, photo),), caption)
+        self._figures[stage][number] = index_page.Figure((self._write(f"{stage}_{number:06d}", image, photo),), caption)
         if image.shape[1] > image.shape[0]:
             self._landscape.add(stage)
 
     def show_legend(self, stage: str, caption: str, image: U8) -> None:
         """Write a picture that stands before all others of its stage."""
-        self._legends[stage] = debug_page.Figure((self._write(f"{stage}_legend", image, False),), caption)
+        self._legends[stage] = index_page.Figure((self._write(f"{stage}_legend", image, False),), caption)
 
     def put_beside(self, stage: str, number: int, other: str) -> None:
         """Show the picture of another stage, where there is one, on the left of the one with the same number."""
         figure, left = self._figures[stage][number], self._figures[other].get(number)
         if left is not None:
-            self._figures[stage][number] = debug_page.Figure((*left.files, *figure.files), figure.caption)
+            self._figures[stage][number] = index_page.Figure((*left.files, *figure.files), figure.caption)
 
     def numbers(self, stage: str) -> list[int]:
         """Which pictures a stage has."""
@@ -101,7 +102,7 @@ class PictureFolder:
             OutputError: it cannot be written.
         """
         sections = [
-            debug_page.Section(
+            index_page.Section(
                 anchor=stage,
                 title=text.title,
                 what=text.what,
@@ -113,7 +114,7 @@ class PictureFolder:
             )
             for stage, text in STAGES.items()
         ]
-        page = debug_page.render_page(sections, summary, timings, error)
+        page = index_page.render_page(sections, summary, timings, error)
         return pictures.save_bytes(self._folder / PAGE_NAME, page.encode())
 
     def _write(self, stem: str, image: U8, photo: bool) -> str:

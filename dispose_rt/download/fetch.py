@@ -18,10 +18,11 @@ from logging import getLogger
 from pathlib import Path
 from typing import Literal
 
-from .download_errors import GateClosedError, OfflineError
-from .download_files import Choice, Repository, WantedFile, owner_of, select_repositories
-from .download_hub import Contents, Hub, RemoteFile
-from .download_record import (
+from ..errors import DownloadError, InputError
+from .errors import GateClosedError, OfflineError
+from .files import Choice, Repository, WantedFile, owner_of, select_repositories
+from .hub import Contents, Hub, RemoteFile
+from .record import (
     FILE_NAME,
     DownloadedFile,
     Progress,
@@ -31,7 +32,6 @@ from .download_record import (
     read_record,
     write_record,
 )
-from .errors import DownloadError, InputError
 
 __all__ = ["Plan", "PlannedFile", "PlannedRepository", "download", "inspect_folder", "make_plan"]
 
@@ -119,7 +119,7 @@ def make_plan(
 
     Args:
         folder: checkpoint folder; need not exist.
-        only: names of repositories (see download_files.REPOSITORIES); empty for all.
+        only: names of repositories (see files.REPOSITORIES); empty for all.
         revisions: commit, branch or tag by repository name; the main branch where none is given.
         hub: where to ask; None takes the public one, or HF_ENDPOINT.
         progress: told of the bytes of existing files that were hashed.

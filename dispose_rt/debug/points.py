@@ -6,11 +6,11 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from . import debug_drawing as drawing
-from .appearance import CELL_PX, shared_cells
-from .kernels import POINT_LEVEL_FACTORS
-from .puppet import JOINT_NAMES
-from .types import F64, JOINTS, U8, Bools, Pose, Track
+from ..appearance import CELL_PX, shared_cells
+from ..kernels import POINT_LEVEL_FACTORS
+from ..puppet import JOINT_NAMES
+from ..types import F64, JOINTS, U8, Bools, Pose, Track
+from . import drawing
 
 Cell = tuple[int, int]
 

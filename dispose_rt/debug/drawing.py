@@ -8,9 +8,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from .pictures import flow_to_color
-from .pose.draw import BODY_COLORS, BONES, LIMBS
-from .types import F32, F64, U8, Bools, Pose
+from ..pictures import flow_to_color
+from ..pose.draw import BODY_COLORS, BONES, LIMBS
+from ..types import F32, F64, U8, Bools, Pose
 
 VIEW_PX = 960
 """Longest side of a photo that is drawn over."""

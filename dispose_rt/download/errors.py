@@ -6,7 +6,7 @@ import errno
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
-from .errors import DownloadError
+from ..errors import DownloadError
 
 
 class GateClosedError(DownloadError):

@@ -11,9 +11,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeAlias
 
-from .download_files import owner_of, select_repositories
-from .errors import DownloadError
-from .strict_json import checksum_of, expect_integer, expect_keys, expect_object, expect_text, read_json
+from ..errors import DownloadError
+from ..strict_json import checksum_of, expect_integer, expect_keys, expect_object, expect_text, read_json
+from .files import owner_of, select_repositories
 
 FILE_NAME = "download.json"
 _FORMAT = 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from .errors import InputError
+from ..errors import InputError
 
 SVD = "stable-video-diffusion-img2vid-xt-1-1"
 SD15 = "stable-diffusion-v1-5"
