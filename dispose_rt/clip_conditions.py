@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
-from typing import Any
 
 import numpy as np
 
-from . import appearance, conditions, decode, denoise, framing, motion
+from . import appearance, conditions, decode, denoise, framing, motion, pose
 from .backends import Engines
 from .clip_store import ClipStore
 from .contract import DIFT_ENSEMBLE, Sizes
 from .denoising_step import CONDITION_SOURCES, ClipInputs
 from .device import Array, Stream
-from .memory import place_conditions
+from .memory import Room, place_conditions, plan_run
 from .noise import NoiseSource, draw_checked
+from .observer import Observer, is_wanted
 from .settings import Settings
-from .types import F32, U8, Conditions, Motion, PointTables, Track
+from .timing import Progress
+from .types import F32, U8, Conditions, Motion, PointTables, Pose, Track
 
 
 class ClipConditions:
@@ -28,7 +30,8 @@ class ClipConditions:
         engines: load or answer a network by name.
         sizes: of the engine directory.
         noise: source of all random draws.
-        observe: gets intermediate results by name; None where nobody looks, which spares copying them to the host.
+        progress: gets ticks: networks for "load", frames for "motion" and "conditions", 1 for "appearance".
+        observe: gets intermediate results by name; what nobody wants is not copied to the host, let alone kept.
     """
 
     def __init__(
@@ -37,7 +40,8 @@ class ClipConditions:
         engines: Engines,
         sizes: Sizes,
         noise: NoiseSource,
-        observe: Callable[[str, Any], None] | None,
+        progress: Progress,
+        observe: Observer | None,
     ) -> None:
         self._settings = settings
         self._engine = engines
@@ -45,41 +49,64 @@ class ClipConditions:
         self._stream = self._opener.stream
         self._sizes = sizes
         self._noise = noise
+        self._progress = progress
         self._observe = observe
 
     def open_engines(self) -> denoise.Denoiser:
         """Load what the rest of the run needs, with its tensors: what is free afterwards is free for conditions."""
-        controls, engine = self._settings.controls, self._engine
-        denoiser = denoise.Denoiser(engine("controlnet") if controls else None, engine("unet"), self._opener)
-        denoiser.allocate()
-        decode.fit_decoder(engine("vae_decoder"), self._settings.decode_chunk, self._sizes.chunk)
+        controls = self._settings.controls
         names = ["image_encoder", "vae_encoder", "pose_net"]
         names += ["cmp_image_encoder", "cmp_flow_decoder", "motion_encoder"] if "motion" in controls else []
         names += ["dift", "point_encoder"] if "points" in controls else []
-        for name in names:
-            engine(name).allocate()
+        denoising = ["controlnet", "unet"] if controls else ["unet"]
+        tick = self._tick("load", len(denoising) + 1 + len(names))
+        for done, name in enumerate(denoising, 1):
+            self._engine(name)
+            tick(done)
+        denoiser = denoise.Denoiser(
+            self._engine("controlnet") if controls else None, self._engine("unet"), self._opener
+        )
+        denoiser.allocate()
+        decode.fit_decoder(self._engine("vae_decoder"), self._settings.decode_chunk, self._sizes.chunk)
+        tick(len(denoising) + 1)
+        for done, name in enumerate(names, len(denoising) + 2):
+            self._engine(name).allocate()
+            tick(done)
         return denoiser
 
-    def place(self, frames: int) -> ClipStore:
-        """Allocate a place for the clip's conditions."""
+    def place(self, frames: int, kept_bytes: int = 0) -> ClipStore:
+        """Allocate a place for the clip's conditions.
+
+        Args:
+            frames: length of the clip, the reference included.
+            kept_bytes: what the caller will keep of every frame on the host: the finished picture, say.
+
+        Raises:
+            OutOfMemoryError: the clip does not fit; said before the long work on it.
+        """
         names = ["pose_latents", *(["motion_features"] if "motion" in self._settings.controls else [])]
         tensors = {name: self._engine(CONDITION_SOURCES[name]).tensor(name) for name in names}
         rows = {name: (tensor.shape[1:], tensor.dtype) for name, tensor in tensors.items()}
         place, device = self._settings.conditions_memory, self._opener.device
-        return place_conditions(place, frames, rows, device, self._sizes.tile)
+        plan = plan_run(frames, self._sizes, rows, place, Room.of(device), kept_bytes)
+        return place_conditions(plan, rows, device, self._sizes.tile)
 
     def encode_motion(self, reference: U8, track: Track, store: ClipStore) -> None:
         """Both motion fields of every frame, encoded."""
         if "motion" not in self._settings.controls:
             return
         encoder, decoder = self._engine("cmp_image_encoder"), self._engine("cmp_flow_decoder")
-        frames = len(track.joints)
-        write = store.writer("motion_features", self._stream)
-        with closing(motion.MotionFields(reference, track, encoder, decoder)) as fields:
-            seen = _SeenFields(fields) if self._observe is not None else None
-            conditions.encode_motion(seen or fields, frames, self._engine("motion_encoder"), write)
-        if seen is not None and self._observe is not None:
-            self._observe("motion", seen.motion())
+        fields = motion.MotionFields(reference, track, encoder, decoder)
+        shown = _ShownFields(fields, self._observe) if self._observe is not None else None
+        source = conditions.MotionFeatures(shown or fields, self._engine("motion_encoder"))
+        store.fill("motion_features", source, self._stream, self._tick("motion", store.frames))
+        if shown is not None:
+            if shown.wanted and not store.computes_once:
+                deque(store.parts("motion_features", self._stream), maxlen=0)  # shown as they are computed
+            shown.finish()
+
+    def _tick(self, stage: str, total: int) -> Callable[[int], None]:
+        return lambda done: self._progress.step(stage, done, total)
 
     def encode_points(self, reference: U8, track: Track, held: ExitStack) -> PointTables | None:
         """Keypoint correspondence: DIFT features at the reference's joints, carried to every frame's joints."""
@@ -96,17 +123,24 @@ class ClipConditions:
         )
         embeddings = appearance.joint_embeddings(dift, track, sizes.height, sizes.width)
         encoder = self._engine("point_encoder")
-        return held.enter_context(
+        points = held.enter_context(
             closing(appearance.encode_points(track, embeddings, encoder, sizes.height, sizes.width))
         )
+        self._progress.step("appearance", 1, 1)
+        return points
 
-    def encode(self, reference: U8, pose_images: U8, store: ClipStore, points: PointTables | None) -> ClipInputs:
-        """Encode everything else that no timestep changes."""
-        settings, frames = self._settings, len(pose_images)
+    def encode(
+        self, reference: U8, aligned: Sequence[Pose], store: ClipStore, points: PointTables | None
+    ) -> ClipInputs:
+        """Encode everything else that no timestep changes; poses are drawn batch by batch."""
+        settings, sizes = self._settings, self._sizes
         seen = framing.roundtrip_truncated(reference)
-        conditions.encode_poses(
-            pose_images, frames, self._engine("pose_net"), store.writer("pose_latents", self._stream)
+        source = conditions.PoseLatents(
+            lambda frame: pose.draw_pose(aligned[frame], sizes.height, sizes.width),
+            len(aligned),
+            self._engine("pose_net"),
         )
+        store.fill("pose_latents", source, self._stream, self._tick("conditions", store.frames))
         inputs = ClipInputs(
             self._engine("image_encoder").run({"pixel_values": conditions.clip_pixels(seen)})["image_embeds"],
             self._engine("vae_encoder").run({"image": self._noised(seen)})["latents"],
@@ -114,7 +148,7 @@ class ClipConditions:
             store,
             points,
         )
-        if self._observe is not None:
+        if self._observe is not None and is_wanted(self._observe, "conditions"):
             self._observe("conditions", self._download(inputs))
         return inputs
 
@@ -142,21 +176,37 @@ class ClipConditions:
         return image
 
 
-class _SeenFields:
-    """Keeps the motion fields that go by, for observers."""
+class _ShownFields:
+    """Shows the motion fields that go by for the first time to an observer."""
 
-    def __init__(self, fields: motion.MotionFields) -> None:
+    def __init__(self, fields: motion.MotionFields, observe: Observer) -> None:
         self._fields = fields
-        self._trajectory: list[F32] = []
-        self._dense: list[F32] = []
+        self._observe = observe
+        self._next = 0
+        self._kept: list[Motion] = []
+        self._keep = is_wanted(observe, "motion")
+        self._show_parts = is_wanted(observe, "motion_part")
+        self.wanted = self._keep or self._show_parts
 
     def fill(self, start: int, stop: int, trajectory: Array, dense: Array, stream: Stream) -> None:
         """See `MotionFields.fill`."""
         self._fields.fill(start, stop, trajectory, dense, stream)
-        first = 1 if start == 0 else 0  # the reference has no motion
-        self._trajectory.append(trajectory.download(stream)[first:])
-        self._dense.append(dense.download(stream)[first:])
+        first = max(start, 1)  # the reference has no motion
+        if self.wanted and start == self._next and first < stop:
+            part = Motion(trajectory.download(stream)[first - start :], dense.download(stream)[first - start :])
+            if self._show_parts:
+                self._observe("motion_part", (first, part))
+            if self._keep:
+                self._kept.append(part)
+        self._next = max(self._next, stop)
 
-    def motion(self) -> Motion:
-        """Of all frames that went by."""
-        return Motion(np.concatenate(self._trajectory), np.concatenate(self._dense))
+    def finish(self) -> None:
+        """Show the fields of the whole clip where that is wanted."""
+        if self._keep:
+            trajectory, dense = zip(*((part.trajectory_flow, part.dense_flow) for part in self._kept), strict=True)
+            self._observe("motion", Motion(np.concatenate(trajectory), np.concatenate(dense)))
+            self._kept.clear()
+
+    def close(self) -> None:
+        """See `MotionFields.close`."""
+        self._fields.close()

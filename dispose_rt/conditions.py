@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from typing import Protocol
 
 import numpy as np
@@ -97,83 +97,121 @@ class FrameFields(Protocol):
     def fill(self, start: int, stop: int, trajectory: Array, dense: Array, stream: Stream) -> None:
         """Queue the fields of frames start..stop - 1, each into float32 [stop - start, 2, height, width]."""
 
+    def close(self) -> None:
+        """Free what they hold, behind the queued work that reads it. Calling it twice is fine."""
 
-Write = Callable[[int, Array], None]
-"""`write(start, rows)` queues, on the engine's stream, a copy of what frames start, start + 1, ... have."""
 
+class PoseLatents:
+    """What PoseNet makes of the poses, which are drawn when they are asked for.
 
-def encode_poses(pose_images: Iterable[U8], frames: int, pose_net: Engine, write: Write) -> None:
-    """Run PoseNet over drawn poses, as many at a time as it takes.
-
-    The host prepares a batch while the device works on the one before.
+    The host draws a batch while the device works on the one before.
 
     Args:
-        pose_images: `frames` arrays uint8 [3, height, width].
-        frames: how many there are.
+        draw: answers the pose of a frame as uint8 [3, height, width].
+        frames: length of the clip.
         pose_net: the "pose_net" engine.
-        write: gets [n, c0, height/8, width/8] in the engine's compute dtype.
+
+    Attributes:
+        limit: frames at a time.
 
     Raises:
-        InputError: an image has another shape or dtype, or there are fewer.
-        EngineError: the engine failed.
         OutOfMemoryError: the host or the device has no room.
     """
-    stream, inputs, limit = pose_net.stream, pose_net.tensor("pose_images"), pose_net.max_batch("frames")
-    source = _checked(pose_images, frames, inputs.shape[1:])
-    starts = range(0, frames, limit)
-    largest = (min(limit, frames), *inputs.shape[1:])
-    with ExitStack() as held:
-        levels = pose_net.device.empty(largest, "uint8")
-        held.callback(levels.free)
-        # Two of them, so that one is filled while the other is copied.
-        staging = [held.enter_context(_Staging(pose_net.device, largest)) for _ in starts[:2]]
-        for number, start in enumerate(starts):
-            count = min(limit, frames - start)
-            batch = levels.rows(0, count)
-            staging[number % 2].fill(source, count)
-            staging[number % 2].copy_to(batch, stream)
-            kernels.normalize_frames(batch, inputs.rows(0, count), stream)
-            _encode(pose_net, "pose_latents", start, count, write)
+
+    def __init__(self, draw: Callable[[int], U8], frames: int, pose_net: Engine) -> None:
+        self.limit = pose_net.max_batch("frames")
+        self._draw = draw
+        self._engine = pose_net
+        self._inputs = pose_net.tensor("pose_images")
+        largest = (min(self.limit, frames), *self._inputs.shape[1:])
+        with ExitStack() as undo:
+            self._levels = pose_net.device.empty(largest, "uint8")
+            undo.callback(self._levels.free)
+            # Two of them, so that one is filled while the other is copied.
+            self._staging = [undo.enter_context(closing(_Staging(pose_net.device, largest))) for _ in range(2)]
+            self._held = undo.pop_all()
+
+    def compute(self, start: int, stop: int) -> Array:
+        """Queue computing the latents of some frames.
+
+        Args:
+            start: first frame.
+            stop: behind the last frame; at most `limit` frames.
+
+        Returns:
+            [stop - start, c0, height/8, width/8] in the engine's compute dtype, valid until the next call.
+
+        Raises:
+            InputError: a picture has another shape or dtype.
+            EngineError: the engine failed.
+        """
+        engine, count = self._engine, stop - start
+        staging = self._staging[0]
+        self._staging.reverse()
+        staging.fill(self._drawn(start, stop))
+        levels = self._levels.rows(0, count)
+        staging.copy_to(levels, engine.stream)
+        kernels.normalize_frames(levels, self._inputs.rows(0, count), engine.stream)
+        return _encode(engine, "pose_latents", count)
+
+    def _drawn(self, start: int, stop: int) -> Iterator[U8]:
+        shape = self._inputs.shape[1:]
+        for frame in range(start, stop):
+            picture = self._draw(frame)
+            if picture.dtype != np.uint8 or picture.shape != shape:
+                got = f"{picture.dtype} {list(picture.shape)}"
+                raise InputError(f"the pose of frame {frame} was drawn as {got}; expected uint8 {list(shape)}")
+            yield picture
+
+    def close(self) -> None:
+        """Free what it allocated, waiting for copies that are under way. Calling it twice is fine."""
+        self._held.close()
 
 
-def _checked(pictures: Iterable[U8], count: int, shape: tuple[int, ...]) -> Iterator[U8]:
-    """So many pictures, one by one, each of the shape."""
-    source = iter(pictures)
-    for number in range(count):
-        picture = next(source, None)
-        if picture is None:
-            raise InputError(f"there are {number} pose images for {count} frames; pass one for every frame")
-        if picture.dtype != np.uint8 or picture.shape != shape:
-            got = f"{picture.dtype} {list(picture.shape)}"
-            raise InputError(f"pose image {number} is {got}; expected uint8 {list(shape)}")
-        yield picture
-
-
-def encode_motion(fields: FrameFields, frames: int, motion_encoder: Engine, write: Write) -> None:
-    """Run the motion encoder over the motion fields, as many frames at a time as it takes, without waiting.
+class MotionFeatures:
+    """What the motion encoder makes of the motion fields, which are computed when they are asked for.
 
     Args:
-        fields: of the clip; frame 0, the reference, has none.
-        frames: length of the clip, the reference included.
+        fields: of the clip; frame 0, the reference, has none. They are closed with the features.
         motion_encoder: the "motion_encoder" engine.
-        write: gets [n, c0, height/8, width/8] in the engine's compute dtype.
 
-    Raises:
-        EngineError: an engine failed.
+    Attributes:
+        limit: frames at a time.
     """
-    trajectory, dense = motion_encoder.tensor("trajectory_flow"), motion_encoder.tensor("dense_flow")
-    limit = motion_encoder.max_batch("frames")
-    for start in range(0, frames, limit):
-        count = min(limit, frames - start)
-        fields.fill(start, start + count, trajectory.rows(0, count), dense.rows(0, count), motion_encoder.stream)
-        _encode(motion_encoder, "motion_features", start, count, write)
+
+    def __init__(self, fields: FrameFields, motion_encoder: Engine) -> None:
+        self.limit = motion_encoder.max_batch("frames")
+        self._fields = fields
+        self._engine = motion_encoder
+
+    def compute(self, start: int, stop: int) -> Array:
+        """Queue computing the features of some frames, without waiting.
+
+        Args:
+            start: first frame.
+            stop: behind the last frame; at most `limit` frames.
+
+        Returns:
+            [stop - start, c0, height/8, width/8] in the engine's compute dtype, valid until the next call.
+
+        Raises:
+            EngineError: an engine failed.
+        """
+        engine, count = self._engine, stop - start
+        trajectory, dense = (engine.tensor(name).rows(0, count) for name in ("trajectory_flow", "dense_flow"))
+        self._fields.fill(start, stop, trajectory, dense, engine.stream)
+        return _encode(engine, "motion_features", count)
+
+    def close(self) -> None:
+        """Close the fields. Calling it twice is fine."""
+        self._fields.close()
 
 
-def _encode(engine: Engine, output: str, start: int, count: int, write: Write) -> None:
-    """Queue a run over a batch whose inputs are in place, and hand its rows on."""
+def _encode(engine: Engine, output: str, count: int) -> Array:
+    """Queue a run over a batch whose inputs are in place."""
     engine.set_batch(frames=count)
     engine.enqueue(engine.stream)
-    write(start, engine.tensor(output).rows(0, count))
+    return engine.tensor(output).rows(0, count)
 
 
 class _Staging:
@@ -193,11 +231,11 @@ class _Staging:
             raise
         self._in_use = False
 
-    def fill(self, source: Iterator[U8], count: int) -> None:
-        """Take the next `count` pictures, once the ones before were copied."""
+    def fill(self, pictures: Iterable[U8]) -> None:
+        """Take pictures, once the ones before were copied."""
         self._wait()
-        for row in range(count):
-            self._pictures.bits[row] = next(source)
+        for row, picture in enumerate(pictures):
+            self._pictures.bits[row] = picture
 
     def copy_to(self, batch: Array, stream: Stream) -> None:
         """Queue a copy of as many pictures as the batch has."""
@@ -210,10 +248,8 @@ class _Staging:
             self._copied.synchronize()
             self._in_use = False
 
-    def __enter__(self) -> _Staging:
-        return self
-
-    def __exit__(self, *error: object) -> None:
+    def close(self) -> None:
+        """Free the memory, once the pictures were copied. Calling it twice is fine."""
         try:
             self._wait()
         finally:

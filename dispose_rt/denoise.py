@@ -13,14 +13,13 @@ from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 
-import numpy as np
-
 from .backends import Engine, Opener
 from .contract import Sizes
 from .denoising_step import ClipInputs, DenoisingStep, share_tensors, sum_weights
 from .device import Array, Graph, Stream
 from .errors import DeviceError, EngineError, PerformanceWarning
 from .noise import NoiseSource, draw_checked
+from .observer import Observer, is_wanted
 from .scheduler import Schedule
 from .tiles import Tile
 from .timing import Progress
@@ -34,13 +33,14 @@ _UNITS_AHEAD = 2
 
 
 def initial_latents(noise: NoiseSource, schedule: Schedule, frames: int, sizes: Sizes) -> F32:
-    """Draw the start of the sampler: one tile of noise, repeated along time, at the largest sigma.
+    """Draw the start of the sampler: one tile of noise at the largest sigma, which `Denoiser.run` repeats along time.
 
     Returns:
-        float32 [frames, 4, height/8, width/8]. As in the reference, frame k and frame k + tile start equal.
+        float32 [tile or frames, 4, height/8, width/8], whichever is less. As in the reference, frame k and frame
+        k + tile start equal.
     """
     tile_noise = draw_checked(noise, "latents", (1, sizes.tile, 4, sizes.height // 8, sizes.width // 8))[0]
-    start: F32 = tile_noise[np.arange(frames) % sizes.tile] * schedule.init_noise_sigma
+    start: F32 = tile_noise[:frames] * schedule.init_noise_sigma
     return start
 
 
@@ -104,18 +104,20 @@ class Denoiser:
         tiles: Sequence[Tile],
         guidance_scale: float,
         progress: Progress,
-        observe: Callable[[str, StepTrace], None] | None = None,
+        observe: Observer | None = None,
     ) -> Array:
         """Denoise a clip.
 
         Args:
-            latents: float32 [frames, 4, height/8, width/8], the start; not modified.
+            latents: float32 [n, 4, height/8, width/8], the start of the first n frames, which is that of every next n
+                frames as well; not modified.
             inputs: conditions of all frames.
             schedule: sigmas and timesteps.
             tiles: cover every frame.
             guidance_scale: g of u + g (c - u).
             progress: gets a tick per tile, or per step where a step is one graph.
-            observe: gets ("denoise_step", StepTrace) after every step, which makes the device wait for the host.
+            observe: gets ("denoise_step", StepTrace) after every step, if it wants it, which makes the device wait for
+                the host.
 
         Returns:
             float32 [frames, 4, height/8, width/8] on the device; the caller frees it.
@@ -126,6 +128,7 @@ class Denoiser:
             Cancelled: the caller asked to stop.
         """
         self.allocate()
+        observe = observe if is_wanted(observe, "denoise_step") else None
         total = schedule.steps * len(tiles)
         with (
             closing(

@@ -50,6 +50,9 @@ class ClipInputs:
 class DenoisingStep:
     """The arrays of a run and the work of one step on them.
 
+    Of every frame the device holds its latents, their scaled copy and two sums, 64 bytes per 8 x 8 pixels in all, the
+    cells of its points, 4 bytes per 16 x 16 pixels, and a few bytes of tables: 600 kB at 1024 x 576.
+
     Args:
         controlnet: the "controlnet" engine, or None to run the UNet alone (plain MimicMotion).
         unet: the "unet" engine, of the same device; shares tensors with the ControlNet, see `share_tensors`.
@@ -151,12 +154,19 @@ class DenoisingStep:
         """Set everything to the first step.
 
         Args:
-            latents: float32 [frames, 4, height/8, width/8] at the largest sigma.
+            latents: float32 [n, 4, height/8, width/8] at the largest sigma, for every n frames of the clip anew.
         """
-        self.latents.upload(latents, self._stream)
-        self._scaled.upload(latents / self._first_divisor, self._stream)
+        self._upload_repeated(latents, self.latents)
+        self._upload_repeated(latents / self._first_divisor, self._scaled)
         self._counter.clear(self._stream)
         self.nonfinite.clear(self._stream)
+
+    def _upload_repeated(self, values: F32, target: Array) -> None:
+        period = len(values)
+        target.rows(0, period).upload(values, self._stream)
+        for start in range(period, self._frames, period):
+            stop = min(start + period, self._frames)
+            target.rows(start, stop).copy_from(target.rows(0, stop - start), self._stream)
 
     def queue(self) -> None:
         """Queue the whole step."""
@@ -236,11 +246,13 @@ class DenoisingStep:
         """
         store = self._inputs.store
         for name in store.names:
-            if not np.isfinite(store.download(name, self._stream)).all():
-                raise EngineError(
-                    f"the network {CONDITION_SOURCES[name]} answered non-finite values: its precision is too small for "
-                    "these weights, or what it read was not finite. Build the engines with --precision bf16 or fp32."
-                )
+            for part in store.parts(name, self._stream):
+                if not np.isfinite(part).all():
+                    raise EngineError(
+                        f"the network {CONDITION_SOURCES[name]} answered non-finite values: its precision is too small "
+                        "for these weights, or what it read was not finite. Build the engines with --precision bf16 or "
+                        "fp32."
+                    )
 
     def take_latents(self) -> Array:
         """Hand the latents over; whoever takes them frees them."""

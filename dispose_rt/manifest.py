@@ -218,10 +218,18 @@ def read_manifest(folder: str | os.PathLike[str]) -> Manifest:
 
 
 def find_directories(root: Path) -> list[Path]:
-    """An engine directory itself, or every engine directory in a folder; `root` where there is none."""
-    if not root.is_dir() or (root / FILE_NAME).exists():
-        return [root]
-    return sorted(path.parent for path in root.glob(f"*/{FILE_NAME}")) or [root]
+    """An engine directory itself, or every engine directory in a folder; `root` where there is none.
+
+    Raises:
+        ManifestError: the folder cannot be read.
+    """
+    try:
+        if not root.is_dir() or (root / FILE_NAME).exists():
+            return [root]
+        return sorted(path.parent for path in root.glob(f"*/{FILE_NAME}")) or [root]
+    except OSError as error:
+        remedy = "Check the folder's name and permissions."
+        raise ManifestError(f"{root} cannot be read: {error}", remedy=remedy) from error
 
 
 def read_manifests(root: Path) -> list[Manifest]:

@@ -37,7 +37,7 @@ class DeferredStream(CpuStream):
             self.step()
 
     def wait(self, event: Event) -> None:
-        submit(self, event.catch_up)
+        submit(self, event.catch_up, event.records)  # as it was last recorded by now
 
     def capture(self, body: Callable[[], None]) -> CpuGraph:
         queued = self.calls
@@ -48,32 +48,36 @@ class DeferredStream(CpuStream):
 
 
 class DeferredEvent(CpuEvent):
-    """Done when its stream has come to its mark."""
+    """Done when its stream has come to its mark.
+
+    Attributes:
+        records: how often it was recorded.
+    """
 
     def __init__(self, device: CpuDevice) -> None:
         super().__init__(device)
         self._stream: DeferredStream | None = None
-        self._pending = 0
+        self.records, self._done = 0, 0
 
     def record(self, stream: Stream) -> None:
         self._stream = stream
-        self._pending += 1
+        self.records += 1
         super().record(stream)
 
     def _mark(self) -> None:
         super()._mark()
-        self._pending -= 1
+        self._done += 1
 
-    def catch_up(self) -> None:
-        """Let its stream work until the mark."""
-        while self._pending:
+    def catch_up(self, records: int) -> None:
+        """Let its stream work until the mark has been passed so often."""
+        while self._done < records:
             self._stream.step()
 
     def synchronize(self) -> None:
         super().synchronize()
         if self._stream is not None:
             self._stream.waits += 1
-            self.catch_up()
+            self.catch_up(self.records)
 
 
 class DeferredDevice(CpuDevice):

@@ -13,12 +13,13 @@ from fake_engine import FakeEngine, FakeOpener
 from kernel_references import guided_euler_step, scatter_point_features
 
 from dispose_rt import denoise
-from dispose_rt.clip_store import ClipStore, ResidentClip, StreamedClip
+from dispose_rt.clip_store import ResidentClip, StoredClip, StreamedClip
 from dispose_rt.contract import NETWORKS, Sizes
 from dispose_rt.denoise import Denoiser, StepTrace, initial_latents
 from dispose_rt.denoising_step import ClipInputs, sum_weights
-from dispose_rt.device import Graph, Stream
+from dispose_rt.device import Array, Graph, Stream
 from dispose_rt.errors import Cancelled, DeviceError, EngineError, InputError, PerformanceWarning
+from dispose_rt.recomputed_clip import RecomputedClip
 from dispose_rt.scheduler import SchedulerConstants, karras_schedule
 from dispose_rt.settings import CONTROLS
 from dispose_rt.tiles import Tile, plan_tiles
@@ -54,6 +55,24 @@ def unet(inputs: Tensors) -> dict[str, Any]:
     return {"noise_pred": values + inputs["timestep"] * np.float32(0.05)}
 
 
+class HostRows:
+    """Conditions that are uploaded when they are asked for."""
+
+    limit = SIZES.tile
+
+    def __init__(self, values: np.ndarray, stream: Stream) -> None:
+        self._values, self._stream = values, stream
+        self._rows = stream.device.empty((self.limit, *values.shape[1:]), values.dtype.name)
+
+    def compute(self, start: int, stop: int) -> Array:
+        rows = self._rows.rows(0, stop - start)
+        rows.upload(self._values[start:stop], self._stream)
+        return rows
+
+    def close(self) -> None:
+        self._rows.free()
+
+
 class Clip:
     """A clip's conditions on the host and as the denoiser takes them."""
 
@@ -77,14 +96,17 @@ class Clip:
         self.controls = controls
         self.levels = scatter_point_features(self.tables, self.cells)
 
-    def inputs(self, stream: Stream, streamed: bool = False) -> ClipInputs:
-        device = stream.device
-        store: ClipStore = (
-            StreamedClip(self.frames, self.rows, device, SIZES.tile)
-            if streamed
-            else ResidentClip(self.frames, self.rows, device)
-        )
+    def inputs(self, stream: Stream, place: str = "device") -> ClipInputs:
+        device, tile = stream.device, SIZES.tile
+        store: StoredClip | RecomputedClip = {
+            "device": lambda: ResidentClip(self.frames, self.rows, device),
+            "host": lambda: StreamedClip(self.frames, self.rows, device, tile),
+            "recompute": lambda: RecomputedClip(self.frames, self.rows, device, tile),
+        }[place]()
         for name, values in self.host.items():
+            if isinstance(store, RecomputedClip):
+                store.fill(name, HostRows(values, stream), stream, lambda done: None)
+                continue
             whole = device.array(values, stream)
             store.writer(name, stream)(0, whole)
             stream.synchronize()
@@ -136,10 +158,10 @@ class Setup:
         self.seen: list[StepTrace] = []
 
     def run(
-        self, clip: Clip, streamed: bool = False, observe: bool = False, overlap: int = 2, **changes: Any
+        self, clip: Clip, place: str = "device", observe: bool = False, overlap: int = 2, **changes: Any
     ) -> np.ndarray:
         stream = self.opener.stream
-        inputs = clip.inputs(stream, streamed)
+        inputs = clip.inputs(stream, place)
         progress = Progress(lambda stage, done, total: self.ticks.append((done, total)), changes.pop("cancel", None))
         try:
             latents = self.denoiser.run(
@@ -177,21 +199,21 @@ def test_the_loop_computes_what_the_plain_loop_does(frames: int, controls: tuple
     np.testing.assert_array_equal(result, setup.seen[-1].latents)
 
 
-@pytest.mark.parametrize("streamed", [False, True])
-@pytest.mark.parametrize("frames", [3, 9])
-def test_graph_fallback_and_streaming_give_the_same_bits(
-    frames: int, streamed: bool, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("place", ["device", "host", "recompute"])
+@pytest.mark.parametrize("frames", [3, 9, 23])
+def test_graph_fallback_and_every_place_give_the_same_bits(
+    frames: int, place: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clip = Clip(frames)
     whole = Setup().run(clip)
-    np.testing.assert_array_equal(Setup().run(clip, streamed), whole)
+    np.testing.assert_array_equal(Setup().run(clip, place), whole)
     refused = Setup()
     refused.opener.uncapturable = "the backend says no"
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # it was said before
-        np.testing.assert_array_equal(refused.run(clip, streamed), whole)
+        np.testing.assert_array_equal(refused.run(clip, place), whole)
     monkeypatch.setattr(denoise, "TILES_PER_GRAPH", 1)
-    np.testing.assert_array_equal(Setup().run(clip, streamed), whole)
+    np.testing.assert_array_equal(Setup().run(clip, place), whole)
 
 
 class CountingOpener(FakeOpener):
@@ -232,10 +254,10 @@ def test_a_step_is_one_graph_captured_once_and_launched_for_all_that_follow() ->
 
 def test_many_tiles_and_streamed_conditions_launch_the_networks_as_a_graph(monkeypatch: pytest.MonkeyPatch) -> None:
     tiles = len(plan_tiles(7, SIZES.tile, 2))
-    for streamed in (False, True):
-        monkeypatch.setattr(denoise, "TILES_PER_GRAPH", 16 if streamed else 1)
+    for place in ("device", "host", "recompute"):
+        monkeypatch.setattr(denoise, "TILES_PER_GRAPH", 1 if place == "device" else 16)
         opener = CountingOpener()
-        Setup(opener=opener).run(Clip(7), streamed)
+        Setup(opener=opener).run(Clip(7), place)
         assert (opener.captures, opener.launches, opener.open_graphs) == (1, (STEPS - 1) * tiles, 0)
 
 
@@ -325,15 +347,13 @@ def test_non_finite_values_name_the_network(network: str, step: int) -> None:
     np.testing.assert_array_equal(setup.run(Clip(3)), Setup().run(Clip(3)))
 
 
-@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize("place", ["device", "host", "recompute"])
 @pytest.mark.parametrize(("name", "network"), [("pose_latents", "pose_net"), ("motion_features", "motion_encoder")])
-def test_conditions_that_are_not_finite_name_the_network_that_made_them(
-    name: str, network: str, streamed: bool
-) -> None:
+def test_conditions_that_are_not_finite_name_the_network_that_made_them(name: str, network: str, place: str) -> None:
     clip = Clip(7)
     clip.host[name][5, 0, 0, 0] = np.nan
     with pytest.raises(EngineError, match=f"the network {network} answered non-finite values"):
-        Setup().run(clip, streamed)
+        Setup().run(clip, place)
 
 
 def test_cancelling_ends_the_run_and_frees_everything() -> None:
@@ -368,9 +388,33 @@ def test_tiles_must_cover_every_frame_once() -> None:
         sum_weights([Tile(np.array([0, 2], np.int32), ones)], 2)
 
 
-def test_initial_latents_repeat_one_tile_of_noise() -> None:
-    start = initial_latents(
-        lambda name, shape: np.arange(np.prod(shape), dtype=np.float32).reshape(shape), SCHEDULE, 6, SIZES
-    )
-    assert start.shape == (6, 4, HEIGHT, WIDTH)
-    np.testing.assert_array_equal(start[4:], start[:2])
+def draw_numbers(name: str, shape: tuple[int, ...]) -> np.ndarray:
+    return np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
+
+
+@pytest.mark.parametrize(("frames", "drawn"), [(3, 3), (4, 4), (6, 4)])
+def test_initial_latents_are_one_tile_of_noise_at_most(frames: int, drawn: int) -> None:
+    start = initial_latents(draw_numbers, SCHEDULE, frames, SIZES)
+    expected = draw_numbers("latents", (SIZES.tile, 4, HEIGHT, WIDTH))[:drawn] * SCHEDULE.init_noise_sigma
+    np.testing.assert_array_equal(start, expected)
+
+
+def test_every_tile_of_frames_starts_with_the_same_noise() -> None:
+    """As the reference does it: frame k and frame k + tile start equal."""
+    clip, repeated = Clip(11), Clip(11)
+    clip.start = initial_latents(draw_numbers, SCHEDULE, 11, SIZES)
+    repeated.start = clip.start[np.arange(11) % SIZES.tile]
+    np.testing.assert_array_equal(Setup().run(clip), Setup().run(repeated))
+
+
+def test_an_observer_that_wants_other_things_makes_nobody_wait() -> None:
+    class Picky:
+        wants = frozenset({"latents"})
+
+        def __call__(self, name: str, value: object) -> None:
+            raise AssertionError(name)
+
+    setup, clip = Setup(), Clip(5)
+    inputs = clip.inputs(setup.opener.stream)
+    tiles = plan_tiles(5, SIZES.tile, 2)
+    setup.denoiser.run(clip.start, inputs, SCHEDULE, tiles, GUIDANCE, Progress(False), Picky()).free()

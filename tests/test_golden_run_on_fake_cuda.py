@@ -53,11 +53,12 @@ def test_every_stage_has_the_bits_of_the_cpu(
     check_graphs_and_leftovers(cuda)
 
 
-def test_nobody_looking_and_conditions_streamed_from_the_host(
-    cuda: fake_cuda.FakeCuda, expected: Trace, golden_engines: Callable[..., Path]
+@pytest.mark.parametrize("place", ["host", "recompute"])
+def test_nobody_looking_and_conditions_streamed_from_the_host_or_computed_again(
+    place: str, cuda: fake_cuda.FakeCuda, expected: Trace, golden_engines: Callable[..., Path]
 ) -> None:
     with Animator(golden_engines(CASE)) as animator:
-        animation = animator.run(conditions_memory="host", **CASE.arguments())
+        animation = animator.run(conditions_memory=place, **CASE.arguments())
     np.testing.assert_array_equal(animation.frames, expected.animation.frames)
     assert animation.peak_bytes > 0
     check_graphs_and_leftovers(cuda)

@@ -14,10 +14,11 @@ from kernel_targets import Target
 from test_denoise import STEPS, Clip, Setup
 
 from dispose_rt import kernels
-from dispose_rt.conditions import encode_motion, encode_poses
+from dispose_rt.clip_store import ResidentClip, RowSource
+from dispose_rt.conditions import MotionFeatures, PoseLatents
 from dispose_rt.contract import Sizes
 from dispose_rt.decode import decode_frames
-from dispose_rt.device import Array, Stream, open_device
+from dispose_rt.device import Stream, open_device
 from dispose_rt.motion import MotionFields
 from dispose_rt.types import Track
 
@@ -33,13 +34,13 @@ def set_up(device: str) -> Setup:
     return Setup(opener=FakeOpener(open_device(device)))
 
 
-@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize("place", ["device", "host", "recompute"])
 @pytest.mark.parametrize("frames", [3, 11])
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
-def test_a_clip_is_denoised_as_on_the_cpu(roomy: FakeCuda, frames: int, streamed: bool, dtype: str) -> None:
+def test_a_clip_is_denoised_as_on_the_cpu(roomy: FakeCuda, frames: int, place: str, dtype: str) -> None:
     clip, setup = Clip(frames), set_up("cuda")
-    actual = setup.run(clip, streamed=streamed)
-    np.testing.assert_array_equal(actual, set_up("cpu").run(clip, streamed=streamed))
+    actual = setup.run(clip, place=place)
+    np.testing.assert_array_equal(actual, set_up("cpu").run(clip, place=place))
     setup.opener.close()
     for things in (roomy.blocks, roomy.host_blocks, roomy.streams, roomy.events, roomy.graphs, roomy.executables):
         assert things == {}
@@ -101,19 +102,19 @@ def test_poses_are_encoded_as_on_the_cpu(roomy: FakeCuda) -> None:
         engine = FakeEngine(
             "pose_net", SIZES, lambda inputs: {"pose_latents": inputs["pose_images"][:, :, :8, :8]}, stream=stream
         )
-        return gathered(engine, 7, lambda write: encode_poses(iter(images), 7, engine, write))
+        return gathered(PoseLatents(images.__getitem__, 7, engine), engine, 7)
 
     actual, expected = on_both(roomy, encode)
     np.testing.assert_array_equal(expected, images[:, :, :8, :8].astype(np.float32) / np.float32(127.5) - 1)
     np.testing.assert_array_equal(actual, expected)
 
 
-def gathered(engine: FakeEngine, frames: int, encode: Callable[[Callable[[int, Array], None]], None]) -> np.ndarray:
-    """All rows that an encoder writes."""
-    stream = engine.stream
-    rows = stream.device.empty((frames, *engine.shape(next(iter(engine._spec.outputs)).name)[1:]), "float32")
-    encode(lambda start, part: rows.rows(start, start + part.shape[0]).copy_from(part, stream))
-    return rows.download(stream)
+def gathered(source: RowSource, engine: FakeEngine, frames: int) -> np.ndarray:
+    """All rows of a source, in a clip that keeps them on the device."""
+    stream, output = engine.stream, engine.tensor(next(iter(engine._spec.outputs)).name)
+    store = ResidentClip(frames, {"rows": (output.shape[1:], output.dtype)}, stream.device)
+    store.fill("rows", source, stream, lambda done: None)
+    return store.download("rows", stream)
 
 
 def test_motion_is_encoded_as_on_the_cpu(roomy: FakeCuda) -> None:
@@ -147,8 +148,7 @@ def test_motion_is_encoded_as_on_the_cpu(roomy: FakeCuda) -> None:
             },
             stream=stream,
         )
-        with MotionFields(image, track, encoder, decoder) as fields:
-            return gathered(motion, frames, lambda write: encode_motion(fields, frames, motion, write))
+        return gathered(MotionFeatures(MotionFields(image, track, encoder, decoder), motion), motion, frames)
 
     actual, expected = on_both(roomy, encode)
     assert len(np.unique(expected)) > 100
