@@ -12,20 +12,40 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 from . import errors
-from .errors import DisposeError
+from .errors import BusyError, Cancelled, DisposeError, InputError
 
 if TYPE_CHECKING:
-    from .animator import Animation, Animator
+    from .animation import Animation
+    from .animator import Animator
+    from .observer import Observer
     from .settings import Settings
+    from .timing import ProgressCallback
 
-__all__ = ["Animation", "Animator", "DisposeError", "Settings", "errors"]
+__all__ = [
+    "Animation",
+    "Animator",
+    "BusyError",
+    "Cancelled",
+    "DisposeError",
+    "InputError",
+    "Observer",
+    "ProgressCallback",
+    "Settings",
+    "errors",
+]
 
 try:
     __version__ = version("dispose-rt")
 except PackageNotFoundError:  # run from a source tree that was never installed
     __version__ = "0+unknown"
 
-_LAZY = {"Animation": "animator", "Animator": "animator", "Settings": "settings"}
+_LAZY = {
+    "Animation": "animation",
+    "Animator": "animator",
+    "Observer": "observer",
+    "ProgressCallback": "timing",
+    "Settings": "settings",
+}
 
 
 def __getattr__(name: str) -> Any:
@@ -35,3 +55,8 @@ def __getattr__(name: str) -> Any:
 
         return getattr(import_module(f".{_LAZY[name]}", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """All public names, loaded or not."""
+    return sorted({*globals(), *_LAZY})

@@ -2,56 +2,105 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+
+import numpy as np
 
 from . import media
+from .animation import Animation
 from .backends import Engines
 from .directory import EngineDirectories
 from .errors import EngineError, InputError
 from .manifest import Manifest
 from .noise import NoiseSource, seeded_noise
-from .pipeline import Animation, Run
+from .observer import Observation, Observer, watch
+from .pipeline import Run, check_request, find_audio
+from .pose_cache import PoseCache
 from .settings import CONTROLS, Settings
 from .timing import Progress, ProgressCallback
+from .turns import CLOSED, Turns
+from .types import U8
+from .warmup import standing_figure, warmup_settings
 
 __all__ = ["Animation", "Animator", "Observer"]
 
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
+_LOG = logging.getLogger("dispose_rt")
 
-Observer = Callable[[str, Any], None]
-"""`observer(name, value)` sees intermediate results: "reference" (uint8 [H, W, 3]), "driving" (uint8 [h, w, 3], once
-per frame), "poses" (uint8 [frames, 3, H, W]), "motion" (types.Motion), "conditions" (types.Conditions), "denoise_step"
-(denoise.StepTrace, once per step), "latents" (float32 [frames, 4, H/8, W/8])."""
+
+@dataclass(frozen=True)
+class _Request:
+    """What `run` and `stream` were asked for, checked as far as that takes no time."""
+
+    settings: Settings
+    image: U8
+    video: media.Video
+    manifest: Manifest
+    noise: NoiseSource
+    observe: Observation | None
+    report: bool | ProgressCallback
+    cancel: threading.Event | None
 
 
 class Animator:
     """Animates photos with the engines of one directory.
 
+    Several threads may use it: one run goes on at a time, the others wait for their turn in the order in which they
+    came, or are refused. After an error, a cancelled run, a stream that was left early, or Ctrl-C it can be used again.
+
     Args:
         engine_dir: a directory that `export/build_engines.py` wrote, or a parent of several, of which every run takes
             the one whose aspect ratio is nearest to its reference's.
         device: "cpu", "cuda", "cuda:1" and so on; "auto" takes what the engines were built for.
+        when_busy: what happens to a run while another one goes on: "wait" for it, or "raise" a BusyError.
+        pose_cache: a folder that remembers the poses of driving videos from run to run; None detects them in every run.
+            Results are the same. It keeps itself below 512 MiB, and may be shared by processes.
+
+    Attributes:
+        engine_dir: as given.
+        device: as given.
 
     Raises:
         ManifestError: the directory is missing, damaged, or built for another version, TensorRT or GPU; lists every
             problem.
-        InputError: unknown device.
+        InputError: unknown device, or `when_busy` is something else.
 
-    Use it as a context manager, or call `close`. Runs from several threads wait for each other.
+    Use it as a context manager, or call `close`.
     """
 
-    def __init__(self, engine_dir: str | os.PathLike[str], device: str = "auto") -> None:
-        if not _DEVICE.fullmatch(device):
+    def __init__(
+        self,
+        engine_dir: str | os.PathLike[str],
+        device: str = "auto",
+        *,
+        when_busy: str = "wait",
+        pose_cache: str | os.PathLike[str] | None = None,
+    ) -> None:
+        if not isinstance(device, str) or not _DEVICE.fullmatch(device):
             raise InputError(f"device is {device!r}; expected 'auto', 'cpu', 'cuda' or 'cuda:N'")
-        self._directories = EngineDirectories(Path(engine_dir), device)
-        self._engines = _OpenDirectories(device)
-        self._lock = threading.Lock()
+        if not isinstance(engine_dir, (str, os.PathLike)):
+            raise InputError(f"engine_dir is {engine_dir!r}; pass the path of a directory of engines")
+        self.engine_dir, self.device = Path(engine_dir), device
+        self._turns = Turns(when_busy)
+        self._pose_cache = PoseCache(pose_cache) if pose_cache is not None else None
+        self._directories = EngineDirectories(self.engine_dir, device)
+        self._engines: dict[Path, Engines] = {}
+
+    def __repr__(self) -> str:
+        """Say what it animates with, and what it is doing."""
+        state = "closed" if self.closed else "busy" if self._turns.busy else "idle"
+        kinds = ", ".join(
+            f"{one.backend} {one.precision} {one.sizes.width}x{one.sizes.height}" for one in self._directories.manifests
+        )
+        return f"<Animator {str(self.engine_dir)!r} on {self.device}: {kinds}; {state}>"
 
     def __enter__(self) -> Animator:
         """Return itself."""
@@ -63,10 +112,40 @@ class Animator:
         """Close the engines."""
         self.close()
 
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._turns.closed
+
     def close(self) -> None:
-        """Free all engines. Calling it twice is fine; running afterwards is an EngineError."""
-        with self._lock:
-            self._engines.close()
+        """Free all engines, after the run that goes on. Runs that wait, and streams that are read on, get EngineError.
+
+        Calling it twice is fine; running afterwards is an EngineError.
+
+        Raises:
+            BusyError: it was called from within a run, by its progress or observer.
+        """
+        self._turns.close()
+        for engines in self._engines.values():
+            engines.close()
+        self._engines.clear()
+
+    def warmup(self) -> None:
+        """Load every engine of every directory and run each once, so that the first run has no surprises.
+
+        Raises:
+            EngineError: an engine cannot be loaded, or failed.
+            DeviceError: the device failed, or (OutOfMemoryError) has too little memory.
+            BusyError: see `run`.
+        """
+        progress = Progress(False)
+        for manifest in self._directories.manifests:
+            sizes = manifest.sizes
+            settings = warmup_settings(sizes)
+            with self._turns.take(progress.check):
+                _LOG.info("warming up %s", manifest.folder)
+                run = Run(settings, self._open(manifest), manifest, seeded_noise(settings.seed), progress)
+                run.warm_up(standing_figure(sizes.width, sizes.height))
 
     def run(
         self,
@@ -86,6 +165,8 @@ class Animator:
         conditions_memory: str = "auto",
         noise: NoiseSource | None = None,
         output: str | os.PathLike[str] | None = None,
+        audio: bool = True,
+        keep_frames: bool = True,
         progress: bool | ProgressCallback = True,
         cancel: threading.Event | None = None,
         observer: Observer | None = None,
@@ -97,34 +178,136 @@ class Animator:
 
         Args:
             ref: path, uint8 [height, width, 3] RGB array, or PIL image.
-            video: path, or any iterable of uint8 [height, width, 3] RGB frames.
+            video: path of a video or of a folder of pictures, or any iterable of uint8 [height, width, 3] RGB frames.
             steps: Euler steps, 1..1000.
             guidance_scale: classifier-free guidance, 1..100; at 1 the conditional half alone.
             overlap: frames that neighbouring tiles share, 0..tile - 2.
             stride: every `stride * max(1, int(source fps / 24))`-th source frame is used.
             seed: of the default noise.
-            fps: frame rate of the result; None keeps the speed of the source.
+            fps: frame rate of the result; None keeps the speed of the source, and its time stamps if they are uneven.
             controls: guidance signals that are on, any of "motion" and "points".
             noise_aug_strength: standard deviation of noise added to the reference before the VAE, 0..1.
             motion_bucket_id: Stable Video Diffusion's amount-of-motion id, 0..1023.
             decode_chunk: frames that the VAE decodes at once; None takes the engines' chunk, as the reference does, or
                 less where the device lacks the memory, with a PerformanceWarning: pixels depend a little on it.
-            conditions_memory: "device", "host", or "auto": where per-frame conditions wait; no result depends on it.
+            conditions_memory: where per-frame conditions wait, see `Settings`; no result depends on it.
             noise: `(name, shape) -> float32 array` instead of the draws from `seed`; see `noise.NoiseSource`.
-            output: mp4 to write as well, frame by frame while decoding goes on.
-            progress: True for a line in the terminal, False for silence, or a callable (stage, done, total).
-            cancel: set it from another thread to end the run with `Cancelled`.
+            output: mp4, m4v, mov, mkv, webm or gif to write as well, frame by frame while decoding goes on. It appears
+                when it is complete.
+            audio: whether the output gets the sound of the video, where that has some and the speed stays as it is.
+            keep_frames: False leaves `frames` of the answer empty, which keeps memory flat with long clips; it needs an
+                output.
+            progress: True for bars in the terminal, False for silence, or a callable (stage, done, total); the stages
+                are those of `timing.STAGES`, in this order. Not called while the run waits for its turn.
+            cancel: set it from another thread to end the run, or its waiting, with `Cancelled`.
             observer: gets intermediate results by name; see `Observer`.
 
         Returns:
             The animation.
 
         Raises:
-            InputError: the image, video or a setting cannot be used.
+            InputError: the image, video or a setting cannot be used, or (OutputError) the output cannot be written.
             NoPersonError: nobody is visible in the reference, or in the whole video.
-            EngineError: an engine failed, or answered non-finite values.
+            EngineError: an engine failed, or answered non-finite values; or the Animator was closed.
             DeviceError: the device failed, or (OutOfMemoryError) has too little memory.
+            BusyError: another run goes on, and `when_busy` is "raise"; or it is this thread's own.
             Cancelled: `cancel` was set.
+
+        Warns:
+            InputWarning: something about the input was worked around, or the sound is left out since `fps` changes the
+                speed.
+        """
+        if not keep_frames and output is None:
+            raise InputError(
+                "with keep_frames=False and no output the result would be lost; pass an output, or keep it"
+            )
+        settings = Settings(
+            steps=steps,
+            guidance_scale=guidance_scale,
+            overlap=overlap,
+            stride=stride,
+            seed=seed,
+            fps=fps,
+            controls=controls,  # type: ignore[arg-type]  # checked and made a tuple there
+            noise_aug_strength=noise_aug_strength,
+            motion_bucket_id=motion_bucket_id,
+            decode_chunk=decode_chunk,
+            conditions_memory=conditions_memory,
+        )
+        request = self._prepare(settings, ref, video, noise, output, progress, cancel, observer)
+        sound = find_audio(request.video, settings, told=output is not None) if audio else None
+        sizes, kept = request.manifest.sizes, 0
+        with self._turns.take(Progress(False, cancel).check), self._start(request) as one_run:
+            frames: U8 = np.empty((0, sizes.height, sizes.width, 3), np.uint8)
+            with closing(one_run.chunks(request.image, request.video, output, sound, keep_frames)) as chunks:
+                for chunk in chunks:
+                    if keep_frames and not kept:
+                        frames = np.empty((one_run.frame_count, *chunk.shape[1:]), np.uint8)
+                    if keep_frames:
+                        frames[kept : kept + len(chunk)] = chunk
+                        kept += len(chunk)
+        return Animation(
+            frames,
+            settings.fps or request.video.fps / media.frame_step(settings.stride, request.video.fps),
+            one_run.timings,
+            one_run.peak_bytes,
+            one_run.frame_count,
+            one_run.time_stamps,
+            sound,
+        )
+
+    def stream(
+        self,
+        ref: media.ImageSource,
+        video: media.VideoSource,
+        *,
+        steps: int = 25,
+        guidance_scale: float = 2.0,
+        overlap: int = 6,
+        stride: int = 2,
+        seed: int = 0,
+        fps: float | None = None,
+        controls: Sequence[str] = CONTROLS,
+        noise_aug_strength: float = 0.0,
+        motion_bucket_id: int = 127,
+        decode_chunk: int | None = None,
+        conditions_memory: str = "auto",
+        noise: NoiseSource | None = None,
+        progress: bool | ProgressCallback = True,
+        cancel: threading.Event | None = None,
+        observer: Observer | None = None,
+    ) -> Generator[U8]:
+        """Animate like `run`, and hand out the frames as they are decoded, a few at a time in memory.
+
+        Settings are checked and media opened by the call; the work begins, and the Animator is busy, when the first
+        frame is asked for. It is free again when the last frame was taken, on an error, or when the generator is closed
+        or dropped, which leaving a `for` loop over it does. Another thread may read on.
+
+        Args:
+            ref: path, uint8 [height, width, 3] RGB array, or PIL image.
+            video: path of a video or of a folder of pictures, or any iterable of uint8 [height, width, 3] RGB frames.
+            steps: Euler steps, 1..1000.
+            guidance_scale: classifier-free guidance, 1..100; at 1 the conditional half alone.
+            overlap: frames that neighbouring tiles share, 0..tile - 2.
+            stride: every `stride * max(1, int(source fps / 24))`-th source frame is used.
+            seed: of the default noise.
+            fps: frame rate of the result; None keeps the speed of the source, and its time stamps if they are uneven.
+            controls: guidance signals that are on, any of "motion" and "points".
+            noise_aug_strength: standard deviation of noise added to the reference before the VAE, 0..1.
+            motion_bucket_id: Stable Video Diffusion's amount-of-motion id, 0..1023.
+            decode_chunk: frames that the VAE decodes at once; None takes the engines' chunk, as the reference does, or
+                less where the device lacks the memory, with a PerformanceWarning: pixels depend a little on it.
+            conditions_memory: where per-frame conditions wait, see `Settings`; no result depends on it.
+            noise: `(name, shape) -> float32 array` instead of the draws from `seed`; see `noise.NoiseSource`.
+            progress: see `run`.
+            cancel: see `run`.
+            observer: see `run`.
+
+        Yields:
+            uint8 [height, width, 3], RGB, in the order of display.
+
+        Raises:
+            As `run` does: InputError for what can be seen at once by the call, all else while frames are read.
         """
         settings = Settings(
             steps=steps,
@@ -139,37 +322,60 @@ class Animator:
             decode_chunk=decode_chunk,
             conditions_memory=conditions_memory,
         )
-        with self._lock:
-            image = media.read_image(ref)
-            manifest = self._directories.pick(image.shape[1], image.shape[0])
-            one_run = Run(
-                settings,
-                self._engines.of(manifest),
-                manifest,
-                noise or seeded_noise(settings.seed),
-                Progress(progress, cancel),
-                observer,
-            )
-            return one_run.animate(image, media.open_video(video), output)
+        return self._frames(self._prepare(settings, ref, video, noise, None, progress, cancel, observer))
 
+    def _prepare(
+        self,
+        settings: Settings,
+        ref: media.ImageSource,
+        video: media.VideoSource,
+        noise: NoiseSource | None,
+        output: str | os.PathLike[str] | None,
+        report: bool | ProgressCallback,
+        cancel: threading.Event | None,
+        observer: Observer | None,
+    ) -> _Request:
+        """Refuse what can be refused before the long work."""
+        if self.closed:
+            raise EngineError(CLOSED)
+        if noise is not None and not callable(noise):
+            raise InputError(f"noise is {noise!r}; pass a function (name, shape) -> float32 array, or None")
+        if cancel is not None and not callable(getattr(cancel, "is_set", None)):
+            raise InputError(f"cancel is {cancel!r}; pass a threading.Event, or None")
+        observe = watch(observer)
+        image = media.read_image(ref)
+        manifest = self._directories.pick(image.shape[1], image.shape[0])
+        check_request(settings, manifest, output)
+        film = media.open_video(video)
+        _LOG.info("engines of %s for a photo of %d x %d pixels", manifest.folder, image.shape[1], image.shape[0])
+        _LOG.debug("%s: %d x %d pixels, %g fps; %s", film.name, film.width, film.height, film.fps, settings)
+        return _Request(settings, image, film, manifest, noise or seeded_noise(settings.seed), observe, report, cancel)
 
-class _OpenDirectories:
-    """Engines by directory, loaded when first needed and kept."""
+    @contextmanager
+    def _start(self, request: _Request) -> Iterator[Run]:
+        """Make a run of a request whose turn it is."""
+        manifest = request.manifest
+        progress = Progress(request.report, request.cancel)
+        with closing(progress):
+            engines = self._open(manifest)
+            yield Run(request.settings, engines, manifest, request.noise, progress, request.observe, self._pose_cache)
 
-    def __init__(self, device: str) -> None:
-        self._device = device
-        self._open: dict[Path, Engines] = {}
-        self._closed = False
+    def _open(self, manifest: Manifest) -> Engines:
+        """Engines of a directory; each of them is loaded when it is first needed, and kept."""
+        if manifest.folder not in self._engines:
+            self._engines[manifest.folder] = Engines(manifest, self.device)
+        return self._engines[manifest.folder]
 
-    def of(self, manifest: Manifest) -> Engines:
-        if self._closed:
-            raise EngineError("this Animator was closed; make a new one")
-        if manifest.folder not in self._open:
-            self._open[manifest.folder] = Engines(manifest, self._device)
-        return self._open[manifest.folder]
+    def _chunks(self, request: _Request) -> Generator[U8]:
+        with self._start(request) as one_run:
+            yield from one_run.chunks(request.image, request.video)
 
-    def close(self) -> None:
-        self._closed = True
-        for engines in self._open.values():
-            engines.close()
-        self._open.clear()
+    def _frames(self, request: _Request) -> Generator[U8]:
+        """Frame by frame; the Animator may be closed while the reader is busy."""
+        with self._turns.take(Progress(False, request.cancel).check) as turn:
+            turn.work = self._chunks(request)
+            for chunk in turn.work:
+                for frame in chunk:
+                    turn.paused = True
+                    yield frame
+                    self._turns.resume(turn)

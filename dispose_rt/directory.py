@@ -41,6 +41,11 @@ class EngineDirectories:
             headline = f"{len(failures)} of the {len(folders)} engine directories in {root} cannot be used:"
             raise ManifestError(headline, [str(failure) for failure in failures])
 
+    @property
+    def manifests(self) -> tuple[Manifest, ...]:
+        """All of them."""
+        return tuple(self._manifests)
+
     def pick(self, width: int, height: int) -> Manifest:
         """Return the directory whose aspect ratio is nearest to an image's; the larger one of two equally near."""
         if not width or not height:

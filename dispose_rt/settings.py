@@ -3,15 +3,30 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
+from types import MappingProxyType
 
 from .errors import InputError
 
 CONTROLS = ("motion", "points")
 """Motion fields (sparse and dense) and keypoint correspondence, the two guidance signals of the DisPose paper."""
 
-PLACES = ("auto", "device", "host")
-"""Where the per-frame conditions of a clip may wait for the denoiser."""
+PLACES = ("auto", "device", "host", "recompute")
+"""Where the per-frame conditions of a clip may wait for the denoiser; "recompute": nowhere."""
+
+LIMITS: Mapping[str, tuple[float, float]] = MappingProxyType(
+    {
+        "steps": (1, 1000),
+        "guidance_scale": (1.0, 100.0),
+        "overlap": (0, 10_000),
+        "stride": (1, 10_000),
+        "seed": (0, 2**63 - 1),
+        "noise_aug_strength": (0.0, 1.0),
+        "motion_bucket_id": (0, 1023),
+    }
+)
+"""The smallest and the largest value of a setting; what an engine directory allows can be less."""
 
 
 @dataclass(frozen=True)
@@ -31,8 +46,9 @@ class Settings:
         motion_bucket_id: Stable Video Diffusion's amount-of-motion id, 0..1023.
         decode_chunk: frames that the VAE decodes at once, 1 to the engines' chunk; pixels depend a little on it. None
             takes the engines' chunk, which is what the reference does, or less where the device lacks the memory.
-        conditions_memory: where the per-frame conditions wait: "device", "host" (streamed tile by tile), or "auto", on
-            the device if they fit. The result is the same.
+        conditions_memory: where the per-frame conditions wait: "device", "host" (streamed tile by tile), "recompute"
+            (nowhere: they are computed again for every tile, which is slower and takes the least memory), or "auto",
+            the first of these that takes no more than half of the free memory. The result is the same.
     """
 
     steps: int = 25
@@ -48,8 +64,9 @@ class Settings:
     conditions_memory: str = "auto"
 
     def __post_init__(self) -> None:
-        if isinstance(self.controls, str):
-            raise InputError(f"controls is the string {self.controls!r}; pass a tuple such as ('motion', 'points')")
+        if isinstance(self.controls, str) or not isinstance(self.controls, Iterable):
+            what = "the string " if isinstance(self.controls, str) else ""
+            raise InputError(f"controls is {what}{self.controls!r}; pass a tuple such as ('motion', 'points')")
         object.__setattr__(self, "controls", tuple(name for name in CONTROLS if name in self._given_controls()))
         problems = [*self._type_problems()] or [*self._range_problems()]
         if problems:
@@ -76,17 +93,8 @@ class Settings:
         return problems
 
     def _range_problems(self) -> list[str]:
-        limits = (
-            ("steps", 1, 1000),
-            ("guidance_scale", 1.0, 100.0),
-            ("overlap", 0, 10_000),
-            ("stride", 1, 10_000),
-            ("seed", 0, 2**63 - 1),
-            ("noise_aug_strength", 0.0, 1.0),
-            ("motion_bucket_id", 0, 1023),
-        )
         problems = []
-        for name, low, high in limits:
+        for name, (low, high) in LIMITS.items():
             value = getattr(self, name)
             if not low <= value <= high:
                 problems.append(f"{name} is {value}; it must lie in {low}..{high}")

@@ -13,6 +13,9 @@ from .errors import Cancelled
 ProgressCallback = Callable[[str, int, int], None]
 """`callback(stage, done, total)`, called from the thread that runs."""
 
+STAGES = ("pose", "load", "motion", "appearance", "conditions", "denoise", "decode")
+"""In the order in which a run goes through them."""
+
 
 class Stopwatch:
     """Seconds per stage, in the order in which stages first ran."""
@@ -33,18 +36,43 @@ class Stopwatch:
 class Progress:
     """Tells a callback how far each stage is, and stops the run where the caller asked for it.
 
+    Within a stage `done` never falls, and nothing is told twice.
+
     Args:
-        report: True prints one line to a terminal's standard error (and nothing where there is none), False nothing; a
+        report: True draws bars on a terminal's standard error (and nothing where there is none), False nothing; a
             callable gets (stage, done, total).
-        cancel: once it is set, the next step raises Cancelled.
+        cancel: once it is set, the next tick raises Cancelled.
     """
 
     def __init__(self, report: bool | ProgressCallback, cancel: threading.Event | None = None) -> None:
+        self._close: Callable[[], None] | None = None
         if callable(report):
             self._report: ProgressCallback | None = report
         else:
-            self._report = _print_line if report and sys.stderr.isatty() else None
+            self._report = self._open_bar() if report and sys.stderr is not None and sys.stderr.isatty() else None
         self._cancel = cancel
+        self._stage = ""
+        self._done = self._total = 0
+
+    def _open_bar(self) -> ProgressCallback:
+        from .progress_bar import ProgressBar  # what draws it is not needed otherwise
+
+        bar = ProgressBar()
+        self._close = bar.close
+        return bar
+
+    def begin(self, stage: str, total: int) -> None:
+        """Report that a stage begins.
+
+        Args:
+            stage: one of STAGES.
+            total: its units; at least one is reported, so that a stage without work has an end as well.
+
+        Raises:
+            Cancelled: the caller asked to stop.
+        """
+        self._stage, self._done, self._total = stage, -1, 0
+        self.step(stage, 0, max(total, 1))
 
     def step(self, stage: str, done: int, total: int) -> None:
         """Report that `done` of `total` units of a stage are finished.
@@ -52,12 +80,34 @@ class Progress:
         Raises:
             Cancelled: the caller asked to stop.
         """
-        if self._cancel is not None and self._cancel.is_set():
-            raise Cancelled(f"cancelled at {stage} {done} of {total}")
+        if stage == self._stage:
+            done = max(done, self._done)
+        self.check(f"at {stage} {done} of {total}")
+        if (stage, done, total) == (self._stage, self._done, self._total):
+            return
+        self._stage, self._done, self._total = stage, done, total
         if self._report is not None:
             self._report(stage, done, total)
 
+    def end(self, stage: str, total: int | None = None) -> None:
+        """Report that all units of a stage are finished: so many as are known now, or as were told last.
 
-def _print_line(stage: str, done: int, total: int) -> None:
-    end = "\n" if done >= total else ""
-    print(f"\r\x1b[K{stage}: {done}/{total}", end=end, file=sys.stderr, flush=True)
+        Raises:
+            Cancelled: the caller asked to stop.
+        """
+        units = max(self._total if total is None else total, 1)
+        self.step(stage, units, units)
+
+    def check(self, where: str) -> None:
+        """End the run if the caller asked for it.
+
+        Raises:
+            Cancelled: the caller asked to stop. Says where that was, for example "at pose 3 of 40".
+        """
+        if self._cancel is not None and self._cancel.is_set():
+            raise Cancelled(f"cancelled {where}")
+
+    def close(self) -> None:
+        """Leave the terminal in order. Calling it twice is fine."""
+        if self._close is not None:
+            self._close()

@@ -17,6 +17,7 @@ from golden_case import GoldenCase, animate, trace_run
 from golden_data import GOLDEN, load_golden
 from kernel_references import guided_euler_step
 
+import dispose_rt
 from dispose_rt import Animator
 from dispose_rt.contract import NETWORKS
 from dispose_rt.device import Stream
@@ -152,6 +153,7 @@ class TestControls:
 SCRIPT = """
 import sys
 import numpy as np
+import dispose_rt
 from dispose_rt import Animator
 with Animator(sys.argv[1]) as animator:
     frames = animator.run(sys.argv[2], sys.argv[3], steps=2, overlap=2, seed=11, progress=False).frames
@@ -176,6 +178,7 @@ def test_same_seed_same_bits_in_two_processes_and_twice_in_one_and_no_torch(engi
 
 def test_importing_the_package_loads_no_heavy_module() -> None:
     code = "import dispose_rt, sys; print([m for m in ('torch', 'cv2', 'av', 'onnxruntime') if m in sys.modules])"
+    assert set(dispose_rt.__all__) <= set(dir(dispose_rt))
     assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout == "[]\n"
 
 
@@ -196,7 +199,7 @@ class TestLifetime:
             if stage == "decode":
                 cancel.set()
 
-        options: dict[str, Any] = {"steps": 1, "overlap": 2, "stride": 1}
+        options: dict[str, Any] = {"steps": 1, "overlap": 2, "stride": 1, "controls": ()}
         with Animator(engines) as animator:
             with pytest.raises(Cancelled, match="decode"):
                 animator.run(
@@ -217,7 +220,7 @@ class TestLifetime:
 
             def work(number: int) -> None:
                 results[number] = animator.run(
-                    GOLDEN / "ref.png", drive(2), steps=1, stride=1, overlap=2, progress=False
+                    GOLDEN / "ref.png", drive(2), steps=1, stride=1, overlap=2, controls=(), progress=False
                 ).frames
 
             threads = [threading.Thread(target=work, args=(number,)) for number in range(3)]
@@ -236,10 +239,15 @@ class TestLifetime:
             ticks.setdefault(stage, []).append((done, total))
 
         short_run(animator, 8, progress=note)
-        assert list(ticks) == ["pose", "denoise", "decode"]
+        assert list(ticks) == ["pose", "load", "motion", "appearance", "conditions", "denoise", "decode"]
         assert ticks["denoise"][-1] == (4, 4)
-        for stage in ticks.values():
-            assert stage[-1][0] == stage[-1][1]
+        for name, stage in ticks.items():
+            counts = [done for done, _ in stage]
+            assert counts[0] == 0, name
+            assert counts == sorted(set(counts)), name
+            assert stage[-1][0] == stage[-1][1], name
+        for name, total in {"pose": 8, "motion": 9, "conditions": 9, "decode": 8}.items():
+            assert ticks[name][-1] == (total, total)
 
     def test_every_stage_is_timed(self, animator: Animator) -> None:
         timings = short_run(animator).animation.timings

@@ -116,7 +116,9 @@ class OnnxRuntimeEngine(Engine):
         try:
             self._session.run_with_iobinding(binding)
         except Exception as error:
-            raise EngineError(f"the network {self.name} failed in ONNX Runtime: {error}") from error
+            raise EngineError(
+                f"the network {self.name} failed in ONNX Runtime: {error}. `dispose-rt doctor` tries out the engines"
+            ) from error
 
     def _free(self) -> None:
         self._session = self._binding = None

@@ -45,7 +45,7 @@ class PictureFolder:
         self.write_page({}, {}, "It is still going on, or it was killed.", {})
 
     def show(self, stage: str, number: int, caption: str, image: U8, *, photo: bool = False) -> None:
-        """Write a picture and put it on the index_page.
+        """Write a picture and put it on the page.
 
         Args:
             stage: a key of `debug_sections.STAGES`.

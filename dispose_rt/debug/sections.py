@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class StageText:
-    """Words about a stage. `layout` is that of `debug_page.Section`."""
+    """Words about a stage. `layout` is that of `index_page.Section`."""
 
     title: str
     what: str
