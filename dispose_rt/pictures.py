@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,8 +10,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import InputError, OutputError
+from .errors import InputError
 from .types import F64, U8
+from .whole_files import save_bytes
 
 _WHEEL_SEGMENTS = (15, 6, 4, 11, 13, 6)
 """Hues between red, yellow, green, cyan, blue, magenta and red again: as many as the eye tells apart."""
@@ -199,22 +199,3 @@ def _save(target: Path, image: U8, kind: str, options: list[int]) -> Path:
     if not done:
         raise InputError(f"OpenCV could not encode an image of shape {list(checked.shape)} as {kind}")
     return save_bytes(target, data.tobytes())
-
-
-def save_bytes(target: Path, data: bytes) -> Path:
-    """Write a file that appears only when it is complete; the folder is created where missing.
-
-    Raises:
-        OutputError: the file cannot be written.
-    """
-    part = target.with_name(f".{target.name}.{os.getpid()}.part")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        part.write_bytes(data)
-        part.replace(target)
-    except OSError as error:
-        raise OutputError(f"{target} cannot be written: {error}; pass a path in a writable folder") from error
-    finally:
-        with contextlib.suppress(OSError):  # nothing to clean up where nothing could be written
-            part.unlink(missing_ok=True)
-    return target

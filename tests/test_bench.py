@@ -257,6 +257,7 @@ def test_a_record_that_cannot_be_written_in_the_end_is_a_typed_error(bench: Benc
 
     def measure(*arguments: Any) -> dict[str, Any]:
         folder.rmdir()
+        folder.write_text("no folder any more")
         return before(*arguments)
 
     with pytest.MonkeyPatch.context() as patch:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
 import shlex
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ManifestError, OutputError
+from ..whole_files import save_bytes
 
 if TYPE_CHECKING:
     from ..manifest import Manifest
@@ -254,24 +254,11 @@ def store(options: argparse.Namespace, record: Mapping[str, Any]) -> None:
         InputError: the plot cannot be written there.
     """
     if options.json not in (None, STANDARD_OUTPUT):
-        _write_whole(options.json, json.dumps(record, indent=1) + "\n")
+        save_bytes(options.json, (json.dumps(record, indent=1) + "\n").encode())
     if options.plot is not None:
         from .plot import save_plot
 
         save_plot(options.plot, record)
-
-
-def _write_whole(path: Path, text: str) -> None:
-    """The file appears under its name when it is complete."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        part.write_text(text, encoding="utf-8")
-        part.replace(path)
-    except OSError as error:
-        raise OutputError(f"{path} cannot be written: {error}; pass a path in a writable folder") from error
-    finally:
-        with contextlib.suppress(OSError):  # nothing to clean up where nothing could be written
-            part.unlink(missing_ok=True)
 
 
 def standard_output() -> Terminal:

@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Iterator
 from typing import Any
 
+from ..byte_counts import format_bytes
 from ..contract import NETWORKS, Sizes, TensorSpec
 from ..integrity import check_files
 from ..manifest import Manifest, NetworkRecord, read_manifests
@@ -57,7 +58,7 @@ def _to_lines(manifest: Manifest) -> Iterator[str]:
     total = sum(_size_bytes(record) for record in manifest.networks.values())
     yield f"{manifest.folder}"
     yield f"  output     {sizes.width}x{sizes.height} pixels, tiles of {sizes.tile} frames, decoded by {sizes.chunk}"
-    yield f"  engines    {manifest.backend}, {manifest.precision}, {_format_bytes(total)}"
+    yield f"  engines    {manifest.backend}, {manifest.precision}, {format_bytes(total)}"
     if manifest.targets:
         yield f"  targets    {', '.join(manifest.targets)}"
     if manifest.versions:
@@ -67,7 +68,7 @@ def _to_lines(manifest: Manifest) -> Iterator[str]:
     for name, spec in NETWORKS.items():
         record = manifest.networks[name]
         other = f", {record.backend}" if record.backend != manifest.backend else ""
-        yield f"  {name}: {_format_bytes(_size_bytes(record))}, {record.compute_dtype}, {record.files[0].path}{other}"
+        yield f"  {name}: {format_bytes(_size_bytes(record))}, {record.compute_dtype}, {record.files[0].path}{other}"
         for arrow, tensors in (("in ", spec.inputs), ("out", spec.outputs)):
             for tensor in tensors:
                 shape = ", ".join(_shape(tensor, sizes))
@@ -116,11 +117,3 @@ def _shape(tensor: TensorSpec, sizes: Sizes) -> Iterator[str]:
 
 def _size_bytes(record: NetworkRecord) -> int:
     return sum(file.size_bytes for file in record.files)
-
-
-def _format_bytes(count: int) -> str:
-    size, units = float(count), iter(("bytes", "KB", "MB", "GB", "TB"))
-    unit = next(units)
-    while size >= 1000 and unit != "TB":
-        size, unit = size / 1000, next(units)
-    return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"

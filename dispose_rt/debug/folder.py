@@ -9,6 +9,7 @@ from pathlib import Path
 from .. import pictures
 from ..errors import OutputError
 from ..types import U8
+from ..whole_files import save_bytes
 from . import index_page
 from .sections import STAGES
 
@@ -115,7 +116,7 @@ class PictureFolder:
             for stage, text in STAGES.items()
         ]
         page = index_page.render_page(sections, summary, timings, error)
-        return pictures.save_bytes(self._folder / PAGE_NAME, page.encode())
+        return save_bytes(self._folder / PAGE_NAME, page.encode())
 
     def _write(self, stem: str, image: U8, photo: bool) -> str:
         save, suffix = (pictures.save_jpeg, "jpg") if photo else (pictures.save_png, "png")

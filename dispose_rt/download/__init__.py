@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from .fetch import Plan, download, format_bytes, inspect_folder, make_plan
+from .fetch import Plan, download, inspect_folder, make_plan
 
-__all__ = ["Plan", "download", "format_bytes", "inspect_folder", "make_plan"]
+__all__ = ["Plan", "download", "inspect_folder", "make_plan"]

@@ -18,6 +18,7 @@ from logging import getLogger
 from pathlib import Path
 from typing import Literal
 
+from ..byte_counts import format_bytes
 from ..errors import DownloadError, InputError
 from .errors import GateClosedError, OfflineError
 from .files import Choice, Repository, WantedFile, owner_of, select_repositories
@@ -358,12 +359,3 @@ def _describe_offline(error: Exception, hub: Hub, repositories: Sequence[Reposit
 
 def _existing(folder: Path) -> Path:
     return next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
-
-
-def format_bytes(count: int) -> str:
-    """For example "3.05 GB"; for people."""
-    size, units = float(count), iter(("bytes", "KB", "MB", "GB", "TB"))
-    unit = next(units)
-    while size >= 1000 and unit != "TB":
-        size, unit = size / 1000, next(units)
-    return f"{count} bytes" if unit == "bytes" else f"{size:.3g} {unit}"
