@@ -28,7 +28,7 @@ from .settings import CONTROLS, Settings
 from .timing import Progress, ProgressCallback
 from .turns import CLOSED, Turns
 from .types import U8
-from .warmup import standing_figure, warmup_settings
+from .warmup import WARMUP, standing_figure
 
 __all__ = ["Animation", "Animator", "Observer"]
 
@@ -141,10 +141,9 @@ class Animator:
         progress = Progress(False)
         for manifest in self._directories.manifests:
             sizes = manifest.sizes
-            settings = warmup_settings(sizes)
             with self._turns.take(progress.check):
                 _LOG.info("warming up %s", manifest.folder)
-                run = Run(settings, self._open(manifest), manifest, seeded_noise(settings.seed), progress)
+                run = Run(WARMUP, self._open(manifest), manifest, seeded_noise(WARMUP.seed), progress)
                 run.warm_up(standing_figure(sizes.width, sizes.height))
 
     def run(
@@ -154,7 +153,7 @@ class Animator:
         *,
         steps: int = 25,
         guidance_scale: float = 2.0,
-        overlap: int = 6,
+        overlap: int | None = None,
         stride: int = 2,
         seed: int = 0,
         fps: float | None = None,
@@ -181,7 +180,8 @@ class Animator:
             video: path of a video or of a folder of pictures, or any iterable of uint8 [height, width, 3] RGB frames.
             steps: Euler steps, 1..1000.
             guidance_scale: classifier-free guidance, 1..100; at 1 the conditional half alone.
-            overlap: frames that neighbouring tiles share, 0..tile - 2.
+            overlap: frames that neighbouring tiles share, 0..tile - 2; None is 6, as published, or what shorter tiles
+                allow.
             stride: every `stride * max(1, int(source fps / 24))`-th source frame is used.
             seed: of the default noise.
             fps: frame rate of the result; None keeps the speed of the source, and its time stamps if they are uneven.
@@ -263,7 +263,7 @@ class Animator:
         *,
         steps: int = 25,
         guidance_scale: float = 2.0,
-        overlap: int = 6,
+        overlap: int | None = None,
         stride: int = 2,
         seed: int = 0,
         fps: float | None = None,
@@ -288,7 +288,8 @@ class Animator:
             video: path of a video or of a folder of pictures, or any iterable of uint8 [height, width, 3] RGB frames.
             steps: Euler steps, 1..1000.
             guidance_scale: classifier-free guidance, 1..100; at 1 the conditional half alone.
-            overlap: frames that neighbouring tiles share, 0..tile - 2.
+            overlap: frames that neighbouring tiles share, 0..tile - 2; None is 6, as published, or what shorter tiles
+                allow.
             stride: every `stride * max(1, int(source fps / 24))`-th source frame is used.
             seed: of the default noise.
             fps: frame rate of the result; None keeps the speed of the source, and its time stamps if they are uneven.

@@ -175,7 +175,7 @@ class Run:
         settings, sizes, stage, frames = self._settings, self._sizes, self._stage, len(aligned)
         clip = ClipConditions(settings, self._engine, sizes, self._noise, self._progress, self._observe)
         track = _track(aligned)
-        tiles = plan_tiles(frames, sizes.tile, settings.overlap)
+        tiles = plan_tiles(frames, sizes.tile, settings.overlap_in(sizes.tile))
         with ExitStack() as held:
             with stage("load"):
                 denoiser = clip.open_engines()
@@ -212,7 +212,7 @@ class Run:
     def _denoise(self, denoiser: denoise.Denoiser, inputs: ClipInputs, held: ExitStack) -> Array:
         settings, sizes, frames = self._settings, self._sizes, inputs.store.frames
         schedule = karras_schedule(settings.steps, self._manifest.scheduler)
-        tiles = plan_tiles(frames, sizes.tile, settings.overlap)
+        tiles = plan_tiles(frames, sizes.tile, settings.overlap_in(sizes.tile))
         start = denoise.initial_latents(self._noise, schedule, frames, sizes)
         observe = self._observe if is_wanted(self._observe, "denoise_step") else None
         latents = denoiser.run(start, inputs, schedule, tiles, settings.guidance_scale, self._progress, observe)
@@ -249,7 +249,7 @@ def check_request(settings: Settings, manifest: Manifest, output: str | os.PathL
     """
     if output is not None:
         media.check_output_path(output)
-    plan_tiles(manifest.sizes.tile, manifest.sizes.tile, settings.overlap)
+    plan_tiles(manifest.sizes.tile, manifest.sizes.tile, settings.overlap_in(manifest.sizes.tile))
     decode.check_chunk(settings.decode_chunk, manifest.sizes.chunk)
 
 

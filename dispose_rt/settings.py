@@ -15,6 +15,9 @@ CONTROLS = ("motion", "points")
 PLACES = ("auto", "device", "host", "recompute")
 """Where the per-frame conditions of a clip may wait for the denoiser; "recompute": nowhere."""
 
+PUBLISHED_OVERLAP = 6
+"""Of the published tiles of 16 frames."""
+
 LIMITS: Mapping[str, tuple[float, float]] = MappingProxyType(
     {
         "steps": (1, 1000),
@@ -36,7 +39,8 @@ class Settings:
     Attributes:
         steps: Euler steps, 1..1000.
         guidance_scale: classifier-free guidance g of u + g (c - u), >= 1. At 1 the conditional half alone.
-        overlap: frames that neighbouring tiles share, 0..tile - 2.
+        overlap: frames that neighbouring tiles share, 0..tile - 2; None is 6, as published, or what shorter tiles
+            allow.
         stride: every `stride * max(1, int(source fps / 24))`-th source frame is used, >= 1.
         seed: seed of the default noise, 0 or more.
         fps: frame rate of the result, > 0; None keeps the speed of the source: its frame rate over the frame step.
@@ -53,7 +57,7 @@ class Settings:
 
     steps: int = 25
     guidance_scale: float = 2.0
-    overlap: int = 6
+    overlap: int | None = PUBLISHED_OVERLAP
     stride: int = 2
     seed: int = 0
     fps: float | None = None
@@ -71,6 +75,10 @@ class Settings:
         problems = [*self._type_problems()] or [*self._range_problems()]
         if problems:
             raise InputError("unusable settings: " + "; ".join(problems))
+
+    def overlap_in(self, tile: int) -> int:
+        """The overlap with tiles of so many frames."""
+        return min(PUBLISHED_OVERLAP, tile - 2) if self.overlap is None else self.overlap
 
     def _given_controls(self) -> tuple[str, ...]:
         given = tuple(self.controls)
@@ -96,7 +104,7 @@ class Settings:
         problems = []
         for name, (low, high) in LIMITS.items():
             value = getattr(self, name)
-            if not low <= value <= high:
+            if value is not None and not low <= value <= high:
                 problems.append(f"{name} is {value}; it must lie in {low}..{high}")
         if self.decode_chunk is not None and not 1 <= self.decode_chunk <= 1000:
             problems.append(f"decode_chunk is {self.decode_chunk}; it must lie in 1..1000, or be None")

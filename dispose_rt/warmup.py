@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from .contract import Sizes
 from .puppet import Stance, place_joints
 from .settings import Settings
 from .types import JOINTS, Pose
 
 _FACE, _HAND = 68, 21
+
+WARMUP = Settings(steps=2, overlap=None)
+"""Two steps, as the second one of a run is what captures and launches graphs."""
 
 
 def standing_figure(width: int, height: int) -> Pose:
@@ -25,8 +27,3 @@ def standing_figure(width: int, height: int) -> Pose:
         hand_scores=np.zeros((2, 1, _HAND), np.float32),
         boxes_px=np.array([[0.0, 0.0, width, height]]),
     )
-
-
-def warmup_settings(sizes: Sizes) -> Settings:
-    """Two steps, as the second one of a run is what captures and launches graphs."""
-    return Settings(steps=2, overlap=min(Settings().overlap, sizes.tile - 2))

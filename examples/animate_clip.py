@@ -19,7 +19,6 @@ def main() -> int:
     parser.add_argument("video", help="video whose movement is used")
     parser.add_argument("output", help="mp4, webm or gif to write")
     parser.add_argument("--steps", type=int, default=25)
-    parser.add_argument("--overlap", type=int, default=6, help="frames that neighbouring tiles share")
     arguments = parser.parse_args()
     try:
         with dispose_rt.Animator(arguments.engines) as animator:
@@ -27,7 +26,6 @@ def main() -> int:
                 arguments.reference,
                 arguments.video,
                 steps=arguments.steps,
-                overlap=arguments.overlap,
                 output=arguments.output,
                 keep_frames=False,  # they are in the file; a long clip would fill the memory
             )

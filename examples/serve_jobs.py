@@ -95,13 +95,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("engines", help="engine directory, or a folder of several")
     parser.add_argument("--steps", type=int, default=25)
-    parser.add_argument("--overlap", type=int, default=6, help="frames that neighbouring tiles share")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, stream=sys.stderr)  # dispose_rt logs, it never prints
     try:
         with dispose_rt.Animator(arguments.engines) as animator:
             animator.warmup()  # the first job shall not wait for engines
-            worker = Worker(animator, steps=arguments.steps, overlap=arguments.overlap)
+            worker = Worker(animator, steps=arguments.steps)
             try:
                 for line in sys.stdin:
                     worker.submit(json.loads(line))

@@ -23,12 +23,10 @@ def main() -> int:
     parser.add_argument("video", help="video whose movement is used")
     parser.add_argument("folder", type=Path, help="folder for the pictures")
     parser.add_argument("--steps", type=int, default=25)
-    parser.add_argument("--overlap", type=int, default=6, help="frames that neighbouring tiles share")
     arguments = parser.parse_args()
     try:
         with dispose_rt.Animator(arguments.engines) as animator:
-            settings = {"steps": arguments.steps, "overlap": arguments.overlap}
-            frames = animator.stream(arguments.reference, arguments.video, **settings)
+            frames = animator.stream(arguments.reference, arguments.video, steps=arguments.steps)
             for number, frame in enumerate(frames):  # uint8 [height, width, 3], RGB
                 save_png(arguments.folder / f"{number:05}.png", frame)
     except dispose_rt.DisposeError as error:

@@ -38,7 +38,7 @@ def clip(photo: Path) -> Path:
 
 
 def run_example(name: str, *arguments: object, text: str = "") -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(EXAMPLES / f"{name}.py"), *map(str, arguments), "--steps", "1", "--overlap", "2"]
+    command = [sys.executable, str(EXAMPLES / f"{name}.py"), *map(str, arguments), "--steps", "1"]
     return subprocess.run(command, input=text, capture_output=True, text=True, check=False, timeout=300)
 
 

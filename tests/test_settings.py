@@ -51,3 +51,9 @@ def test_all_problems_are_listed_at_once():
     with pytest.raises(InputError) as caught:
         Settings(steps=0, stride=0, seed=-5)
     assert all(name in str(caught.value) for name in ("steps", "stride", "seed"))
+
+
+def test_an_overlap_that_is_not_given_suits_the_tiles() -> None:
+    assert Settings(overlap=None).overlap_in(16) == Settings().overlap_in(16) == 6
+    assert Settings(overlap=None).overlap_in(4) == 2
+    assert Settings(overlap=1).overlap_in(4) == 1

@@ -110,9 +110,8 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
     add(
         "--overlap",
         type=int,
-        default=default.overlap,
         metavar="N",
-        help="frames that neighbouring tiles share (default: %(default)s)",
+        help="frames that neighbouring tiles share (default: 6, or what shorter tiles allow)",
     )
     add(
         "--stride",

@@ -22,7 +22,7 @@ def test_animate_with_defaults(
     np.testing.assert_array_equal(call.pop("ref"), media.read_image(REFERENCE))
     assert call == {
         **{"engine_dir": Path("engines"), "device": "auto", "video": DRIVE, "output": tmp_path / "out.mp4"},
-        **{"progress": True, "steps": 25, "guidance_scale": 2.0, "overlap": 6, "stride": 2, "seed": 0, "fps": None},
+        **{"progress": True, "steps": 25, "guidance_scale": 2.0, "overlap": None, "stride": 2, "seed": 0, "fps": None},
         **{"controls": ("motion", "points"), "noise_aug_strength": 0.0, "motion_bucket_id": 127},
         **{"decode_chunk": None, "conditions_memory": "auto"},
         **{"pose_cache": caches / "dispose-rt" / "poses", "audio": True, "keep_frames": False, "observer": None},
