@@ -60,6 +60,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     video = animation.save(output / "demo.mp4")
     sheet = pictures.save_png(output / "demo.png", lay_out_sheet(seen, animation.frames))
     print(f"{video}: {len(animation.frames)} frames; {sheet}: reference, driving frames, poses, motion, output")
+    command = f"{Path(sys.executable).with_name('dispose-rt')} animate --engines {engines}"
+    print(f"the same by hand: {command} --reference {reference} --video {drive} --output {output / 'again.mp4'}")
     return 0
 
 
