@@ -8,6 +8,7 @@ with dispose_rt.Animator("engines/576x1024") as animator:
 
 from __future__ import annotations
 
+import os
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,9 @@ __all__ = [
     "Settings",
     "errors",
 ]
+
+# ONNX Runtime would keep an id of this machine and report to its makers, from its import on
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 try:
     __version__ = version("dispose-rt")

@@ -39,7 +39,7 @@ from dispose_rt.manifest import (
 from dispose_rt.scheduler import SchedulerConstants
 
 from .aotinductor_build import package_target
-from .build_plan import SUFFIXES, BuildTarget, NetworkPlan, backend_versions, build_versions, plan_network
+from .build_plan import SUFFIXES, BuildTarget, NetworkPlan, backend_versions, build_versions, check_output, plan_network
 from .build_progress import BuildProgress, BuildSummary
 from .build_records import FOLDER, WORKER, clear_leftovers, exclusive, finished_record, prune_files, reuse_sibling
 from .build_worker import BuildWorker
@@ -96,6 +96,7 @@ def _build(arguments: argparse.Namespace, report: Callable[[BuildSummary], None]
     """Build what is asked for, and report every directory that was worked on."""
     sizes = parse_sizes(arguments.size)
     targets, only = parse_targets(arguments.target), parse_only(arguments.only)
+    check_output(arguments.output)
     with _open_weights(arguments) as weights:
         for width, height in sizes:
             output = arguments.output

@@ -17,6 +17,7 @@ from dispose_rt import contract
 from dispose_rt.backends import aotinductor_package, tensorrt_flavour
 from dispose_rt.backends.tensorrt_flavour import FLAVOURS, tensorrt_version
 from dispose_rt.contract import NETWORKS, NetworkSpec, Sizes
+from dispose_rt.errors import InputError
 from dispose_rt.manifest import COMPUTE_DTYPES
 
 from .checkpoints import Weights
@@ -196,3 +197,14 @@ def _source_hash(backend: str) -> str:
     for path in paths:
         digest.update(path.read_bytes())
     return digest.hexdigest()
+
+
+def check_output(output: Path) -> None:
+    """Refuse, before weights are opened, a path of which no directory can be made.
+
+    Raises:
+        InputError: it is a file, or lies below one.
+    """
+    existing = next(path for path in (output.absolute(), *output.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        raise InputError(f"{existing} is a file, so {output} can be no engine directory; pass another --output")

@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import os
-
 import numpy as np
-
-os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # it reports to its makers from the import on, and keeps an id
-
 import onnxruntime
 
 from ..device import Array, CpuDevice, Stream

@@ -354,3 +354,12 @@ def test_a_graph_that_a_compiler_refuses_is_kept_for_reducing(golden_checkpoint,
     assert build_files(output) == {"failed"}
     clear_leftovers(output)
     assert build_files(output) == set()
+
+
+def test_an_output_below_a_file_is_refused_before_the_weights(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("no folder")
+    words = ["--weights", str(tmp_path / "none"), "--output", str(tmp_path / "file" / "engines")]
+    assert main(words) == 1
+    assert "file is a file, so" in capsys.readouterr().err
