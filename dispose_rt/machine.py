@@ -39,6 +39,9 @@ EXTRAS = {
 }
 """What commands need beside that: modules by the extra that `pip install 'dispose-rt[EXTRA]'` names."""
 
+KERNELS = ("cpu", "cuda")
+"""Targets for which kernels may have been compiled."""
+
 ENCODER = "libx264"
 DECODERS = ("h264", "hevc", "vp9", "av1")
 
@@ -92,7 +95,7 @@ def examine_machine(folder: Path | None = None) -> Machine:
         folder: where engines lie or shall lie; None for the current folder.
     """
     versions = {"python": platform.python_version(), "dispose-rt": __version__, **dict(_package_versions())}
-    kernels = tuple(kind for kind in ("cpu", "cuda") if importlib.util.find_spec(f"dispose_rt._kernels_{kind}"))
+    kernels = tuple(kind for kind in KERNELS if importlib.util.find_spec(f"dispose_rt._kernels_{kind}"))
     codecs = (
         *(name for name in (ENCODER,) if _has_codec(name, "w")),
         *(one for one in DECODERS if _has_codec(one, "r")),

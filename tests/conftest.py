@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -19,6 +20,11 @@ from numpy.typing import NDArray
 
 LONGEST = ("test_tensorrt_directory", "test_people", "test_image_networks", "test_denoiser_networks", "test_end_to_end")
 """Files that take minutes, longest first."""
+
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # as where a script starts the tests with `&`; tests send SIGINT to themselves and to processes that they start
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -51,6 +51,7 @@ def test_a_gpu_without_our_kernels_is_noted(monkeypatch: pytest.MonkeyPatch, cap
     """And TensorRT for RTX is not advised where it does not run."""
     monkeypatch.setattr(machine, "find_gpus", lambda: (dataclasses.replace(GPU, capability="sm_90"),))
     monkeypatch.setattr(machine, "OPTIONAL", ())
+    monkeypatch.setattr(machine, "KERNELS", ("cpu",))
     assert cli.main(["doctor"]) == 0
     out = capsys.readouterr().out
     assert "note: our CUDA kernels are missing" in out
