@@ -30,7 +30,7 @@ examples:
   dispose-rt bench engines/576x1024
   dispose-rt bench engines/576x1024 --networks --lengths 15,30,150 --json new.json --plot new.png
   dispose-rt bench engines/576x1024 --compare old.json
-  dispose-rt bench engines/576x1024 --ref photo.jpg --video dance.mp4 --runs 5
+  dispose-rt bench engines/576x1024 --reference photo.jpg --video dance.mp4 --runs 5
 
 Files appear under their names when they are complete: after the runs, and with --networks once more after those.
 """
@@ -63,7 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser, engines: Path | None = None) 
     add = parser.add_argument
     nargs = None if engines is None else "?"
     add("engines", nargs=nargs, default=engines, type=Path, metavar="ENGINES", help="engine directory")
-    add("--ref", metavar="IMAGE", help="photo of one person; needs --video")
+    add("--reference", "--ref", dest="ref", metavar="IMAGE", help="photo of one person; needs --video")
     add("--video", metavar="VIDEO", help="driving video; needs --ref")
     add("--frames", type=int, metavar="N", help="driving frames of the drawn clip (default: 75 at full width, else 12)")
     add(
