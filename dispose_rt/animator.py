@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import threading
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -17,6 +16,7 @@ import numpy as np
 from . import media
 from .animation import Animation
 from .backends import Engines
+from .device import is_device_name
 from .directory import EngineDirectories
 from .errors import EngineError, InputError
 from .manifest import Manifest
@@ -32,7 +32,6 @@ from .warmup import WARMUP, standing_figure
 
 __all__ = ["Animation", "Animator", "Observer"]
 
-_DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
 _LOG = logging.getLogger("dispose_rt")
 
 
@@ -84,7 +83,7 @@ class Animator:
         when_busy: str = "wait",
         pose_cache: str | os.PathLike[str] | None = None,
     ) -> None:
-        if not isinstance(device, str) or not _DEVICE.fullmatch(device):
+        if not is_device_name(device):
             raise InputError(f"device is {device!r}; expected 'auto', 'cpu', 'cuda' or 'cuda:N'")
         if not isinstance(engine_dir, (str, os.PathLike)):
             raise InputError(f"engine_dir is {engine_dir!r}; pass the path of a directory of engines")

@@ -6,7 +6,6 @@ import contextlib
 import importlib.util
 import os
 import platform
-import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from typing import Literal
 from . import __version__
 from .cache_folder import cache_folder
 from .device import Gpu, find_gpus
+from .disk_space import free_disk_bytes
 from .errors import DeviceError, InputError
 from .host_memory import free_host_bytes
 
@@ -108,7 +108,7 @@ def examine_machine(folder: Path | None = None) -> Machine:
         cpu=f"{_cpu_model()}, {_usable_cores()} cores",
         memory_bytes=_memory_bytes(),
         free_memory_bytes=free_host_bytes(),
-        free_disk_bytes=shutil.disk_usage(_existing(folder or Path.cwd())).free,
+        free_disk_bytes=free_disk_bytes(folder or Path.cwd()),
         gpus=gpus,
         gpu_failure=gpu_failure,
         driver=_driver(),
@@ -221,8 +221,3 @@ def _memory_bytes() -> int:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):  # not POSIX
         return 0
-
-
-def _existing(folder: Path) -> Path:
-    """The folder, or the nearest one above it that exists."""
-    return next(path for path in (folder.absolute(), *folder.absolute().parents) if path.is_dir())

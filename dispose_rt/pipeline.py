@@ -214,8 +214,8 @@ class Run:
         schedule = karras_schedule(settings.steps, self._manifest.scheduler)
         tiles = plan_tiles(frames, sizes.tile, settings.overlap_in(sizes.tile))
         start = denoise.initial_latents(self._noise, schedule, frames, sizes)
-        observe = self._observe if is_wanted(self._observe, "denoise_step") else None
-        latents = denoiser.run(start, inputs, schedule, tiles, settings.guidance_scale, self._progress, observe)
+        guidance, progress = settings.guidance_scale, self._progress
+        latents = denoiser.run(start, inputs, schedule, tiles, guidance, progress, self._observe)
         held.callback(latents.free)
         if is_wanted(self._observe, "latents"):
             self._show("latents", latents.download(self._stream))

@@ -6,7 +6,7 @@ from .bfloat16 import round_to_bfloat16, widen_bfloat16
 from .cpu import CpuDevice
 from .cuda import CudaDevice
 from .cuda_runtime import check
-from .gpus import Gpu, check_device_name, describe_gpu, find_gpus, resolve_device, set_device
+from .gpus import Gpu, check_device_name, describe_gpu, find_gpus, is_device_name, resolve_device, set_device
 from .modules import compiled_module
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "compiled_module",
     "describe_gpu",
     "find_gpus",
+    "is_device_name",
     "open_device",
     "resolve_device",
     "round_to_bfloat16",

@@ -79,13 +79,18 @@ def describe_gpu(index: int) -> Gpu:
     )
 
 
+def is_device_name(device: object) -> bool:
+    """Whether it is "auto", "cpu", "cuda" or "cuda:N"."""
+    return isinstance(device, str) and re.fullmatch(r"auto|cpu|cuda(:[0-9]+)?", device) is not None
+
+
 def check_device_name(device: str) -> None:
     """Refuse what is no device of any machine.
 
     Raises:
         InputError: it is none of "auto", "cpu", "cuda" and "cuda:N".
     """
-    if not re.fullmatch(r"auto|cpu|cuda(:[0-9]+)?", device):
+    if not is_device_name(device):
         raise InputError(f"the device {device!r} is not known; pass auto, cpu, cuda or cuda:N")
 
 

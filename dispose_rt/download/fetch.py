@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Literal
 
 from ..byte_counts import format_bytes
+from ..disk_space import free_disk_bytes
 from ..errors import DownloadError, InputError
 from .errors import GateClosedError, OfflineError
 from .files import Choice, Repository, WantedFile, owner_of, select_repositories
@@ -148,7 +148,7 @@ def make_plan(
             raise GateClosedError(f"{error}\nThen run the same command.{also}") from error
         except OfflineError as error:
             raise OfflineError(_describe_offline(error, hub, repositories, folder)) from error
-    return Plan(folder, tuple(planned), shutil.disk_usage(_existing(folder)).free)
+    return Plan(folder, tuple(planned), free_disk_bytes(folder))
 
 
 def _plan_repository(
@@ -355,7 +355,3 @@ def _describe_offline(error: Exception, hub: Hub, repositories: Sequence[Reposit
             *urls,
         ]
     )
-
-
-def _existing(folder: Path) -> Path:
-    return next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
