@@ -34,6 +34,8 @@ if not __package__:  # run as a script: its folder's kernels.py would pass for a
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import torch
+from dispose_rt_export.checkpoints import Weights
+from dispose_rt_export.synthetic.random_weights import RandomWeights
 from torch import Tensor
 
 from benchmarks import baseline_stages as stages
@@ -41,11 +43,9 @@ from benchmarks.baseline_clip import Clip, sample_clip
 from benchmarks.baseline_denoising import BaselineDenoiser, ClipConditions, Stopwatch
 from benchmarks.baseline_networks import load_baseline
 from benchmarks.baseline_results import DTYPES, PUBLISHED, TOY, Baseline, BaselineSetting, StepTimes
-from dispose_rt.conditions import added_time_ids
 from dispose_rt.errors import InputError
-from dispose_rt.pose.draw import draw_pose
-from export.checkpoints import Weights
-from export.random_weights import RandomWeights
+from dispose_rt.stages.conditions import added_time_ids
+from dispose_rt.stages.pose.draw import draw_pose
 
 MOTION_BUCKET = 127
 WARM_UP_STEPS = 1

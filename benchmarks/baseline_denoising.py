@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from benchmarks.baseline_networks import GUIDANCE_HALVES, BaselineControlNet
 from dispose_rt.kernels import POINT_LEVEL_FACTORS
-from dispose_rt.tiles import Tile
+from dispose_rt.stages.denoise.tiles import Tile
 from dispose_rt.types import F64, Bools, Track
 
 CELL_PX = 16

@@ -14,15 +14,15 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel, UNetSpatioTemporalConditionModel
 from diffusers.models.attention import TemporalBasicTransformerBlock
+from dispose_rt_export.build.plan import RECIPES
+from dispose_rt_export.checkpoints import Weights, load_strict
+from dispose_rt_export.networks.dift import PROMPT, TIMESTEP, embed_prompt, rename_old_attention
+from dispose_rt_export.networks.motion_encoder import MotionEncoder
+from dispose_rt_export.networks.point_encoder import PointEncoder
+from dispose_rt_export.networks.vae_encoder import load_posterior_encoder
 from torch import Tensor, nn
 
 from dispose_rt.contract import Sizes
-from export.build_plan import RECIPES
-from export.checkpoints import Weights, load_strict
-from export.networks.dift import PROMPT, TIMESTEP, embed_prompt, rename_old_attention
-from export.networks.motion_encoder import MotionEncoder
-from export.networks.point_encoder import PointEncoder
-from export.networks.vae_encoder import load_posterior_encoder
 
 GUIDANCE_HALVES = 2
 CONDITIONING_SCALE = 1.0

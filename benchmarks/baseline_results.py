@@ -10,7 +10,7 @@ import torch
 
 from dispose_rt.contract import Sizes
 from dispose_rt.errors import InputError
-from dispose_rt.tiles import Tile, plan_tiles
+from dispose_rt.stages.denoise.tiles import Tile, plan_tiles
 
 PUBLISHED = Sizes(576, 1024)
 TOY = Sizes(64, 128, tile=4, channels=(32, 64, 128, 128), embed=48, dift=96)

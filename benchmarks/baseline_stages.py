@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dispose_rt.conditions import CLIP_MEAN, CLIP_STD
 from dispose_rt.contract import CLIP_SIZE_PX, CMP_SIZE_PX, DIFT_ENSEMBLE
+from dispose_rt.stages.conditions import CLIP_MEAN, CLIP_STD
 from dispose_rt.types import F32, F64, JOINTS, U8, Track
 
 GAUSSIAN_TAPS, GAUSSIAN_SIGMA_PX = 199, 20.0

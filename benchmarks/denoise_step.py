@@ -31,6 +31,8 @@ if not __package__:  # run as a script: its folder's kernels.py would pass for a
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import torch
+from dispose_rt_export.compile.trace import sample_inputs
+from dispose_rt_export.synthetic.random_weights import random_module
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -38,8 +40,6 @@ from benchmarks.step_runners import EngineStep, Step, TorchStep, captured, load_
 from benchmarks.unfinished_directory import DENOISERS
 from dispose_rt.contract import NETWORKS, Sizes
 from dispose_rt.errors import InputError
-from export.onnx_export import sample_inputs
-from export.random_weights import random_module
 
 ROOT = Path(__file__).resolve().parents[1]
 KINDS = ("eager", "jit", "compiled", "engines")
@@ -192,7 +192,7 @@ def compile_packages(setting: Setting, budget: Budget, force: bool) -> None:
 
 
 def _compile(setting: Setting, network: str) -> None:
-    from export.aotinductor_build import compile_package
+    from dispose_rt_export.compile.aotinductor import compile_package
 
     start = time.perf_counter()
     module = random_module(network, setting.device, _dtype(setting), scale=setting.scale)

@@ -30,15 +30,16 @@ import numpy as np
 
 from benchmarks.latency_baseline import Comparison, Ours, measure_beside, scale_of
 from benchmarks.unfinished_directory import read_directory
-from dispose_rt.backends import Engine, Engines
-from dispose_rt.clip_store import ResidentClip
+from dispose_rt.clip.store import ResidentClip
 from dispose_rt.contract import POSE_LEVELS
-from dispose_rt.denoising_step import ClipInputs, DenoisingStep, share_tensors
 from dispose_rt.device import Array, CudaDevice, Event, Stream
+from dispose_rt.engines.backends import Engine
+from dispose_rt.engines.manifest import Manifest
+from dispose_rt.engines.open import Engines
 from dispose_rt.errors import DeviceError, DisposeError, EngineError
-from dispose_rt.manifest import Manifest
-from dispose_rt.scheduler import Schedule, karras_schedule
-from dispose_rt.tiles import plan_tiles
+from dispose_rt.stages.denoise.scheduler import Schedule, karras_schedule
+from dispose_rt.stages.denoise.step import ClipInputs, DenoisingStep, share_tensors
+from dispose_rt.stages.denoise.tiles import plan_tiles
 from dispose_rt.types import F32, JOINTS, PointTables
 
 STEPS, GUIDANCE = 25, 2.0

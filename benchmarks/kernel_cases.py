@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from dispose_rt import kernels
 from dispose_rt.contract import CMP_SIZE_PX
 from dispose_rt.device import DTYPE_BYTES, Array, Stream
-from dispose_rt.input_kernels import letterbox_taps
+from dispose_rt.kernels.pixels import letterbox_taps
 
 WIDTH, HEIGHT, FRAMES, JOINTS = 576, 1024, 16, 18
 ROWS, COLUMNS = HEIGHT // 8, WIDTH // 8  # of latents

@@ -26,8 +26,8 @@ from benchmarks.latency_baseline import Comparison, Ours, measure_beside, scale_
 from dispose_rt.bench.command import STANDARD_OUTPUT, add_arguments, bench, read_engines, read_plan, store
 from dispose_rt.bench.measurement import Plan
 from dispose_rt.contract import Sizes
+from dispose_rt.engines.manifest import Manifest
 from dispose_rt.errors import DisposeError, InputError
-from dispose_rt.manifest import Manifest
 
 USAGE_ERROR = 2
 

@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from dispose_rt.contract import Sizes
+from dispose_rt.engines.manifest import Manifest
 from dispose_rt.errors import InputError
-from dispose_rt.manifest import Manifest
 
 if TYPE_CHECKING:
     from benchmarks.baseline_results import Baseline

@@ -22,10 +22,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dispose_rt import Animator
-from dispose_rt.clip_store import Rows
+from dispose_rt.clip.plan import estimate_clip
+from dispose_rt.clip.store import Rows
 from dispose_rt.contract import NETWORKS, Sizes
-from dispose_rt.manifest import Manifest, read_manifest
-from dispose_rt.memory import estimate_clip
+from dispose_rt.engines.manifest import Manifest, read_manifest
 from dispose_rt.puppet import dance, draw_puppet
 from dispose_rt.settings import CONTROLS, PLACES
 

@@ -1,4 +1,4 @@
-"""Measures what reduced precision costs, network by network, and what `export/precision.py` keeps in float32 for.
+"""Measures what reduced precision costs, network by network, and why `compile.precision` keeps float32.
 
     python benchmarks/precision.py --weights WEIGHTS --size 128x64
     python benchmarks/precision.py --random-weights toy --precision bf16 --only unet,controlnet
@@ -27,17 +27,17 @@ if not __package__:  # run as a script: its folder's kernels.py would pass for a
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import torch
+from dispose_rt_export.build.plan import RECIPES
+from dispose_rt_export.checkpoints import Checkpoint, Weights
+from dispose_rt_export.command import parse_only, parse_size, sizes_of
+from dispose_rt_export.compile.precision import NORMS, POLICIES, Float32Layer, Policy, reduce_precision
+from dispose_rt_export.compile.trace import TORCH_DTYPES, sample_inputs
+from dispose_rt_export.compile.verify import relative_error
+from dispose_rt_export.synthetic.random_weights import RandomWeights
 from torch import Tensor, nn
 
 from dispose_rt.contract import NETWORKS, NetworkSpec
-from dispose_rt.manifest import COMPUTE_DTYPES
-from export.build_engines import parse_only, parse_size, sizes_of
-from export.build_plan import RECIPES
-from export.checkpoints import Checkpoint, Weights
-from export.onnx_export import TORCH_DTYPES, sample_inputs
-from export.precision import NORMS, POLICIES, Float32Layer, Policy, reduce_precision
-from export.random_weights import RandomWeights
-from export.verify import relative_error
+from dispose_rt.engines.manifest import COMPUTE_DTYPES
 
 ATTENTION = "torch.nn.functional.scaled_dot_product_attention"
 

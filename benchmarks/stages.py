@@ -26,13 +26,13 @@ import cv2
 import numpy as np
 
 from dispose_rt import Animator, kernels
-from dispose_rt.appearance import encode_points, joint_embeddings
-from dispose_rt.backends import Engine
 from dispose_rt.contract import Sizes
 from dispose_rt.device import Array, CpuDevice, Stream
 from dispose_rt.device.cpu import as_numpy, submit
+from dispose_rt.engines.backends import Engine
 from dispose_rt.errors import DisposeError
-from dispose_rt.motion import joint_tracks_px, trajectory_impulses
+from dispose_rt.stages.appearance import encode_points, joint_embeddings
+from dispose_rt.stages.motion import joint_tracks_px, trajectory_impulses
 from dispose_rt.types import F32, JOINTS, Track
 
 Result = TypeVar("Result")

@@ -9,14 +9,14 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from dispose_rt.backends import Engines
-from dispose_rt.backends.aotinductor import LoadedPackage
-from dispose_rt.backends.torch_tensors import view_as_tensor
 from dispose_rt.contract import NETWORKS
-from dispose_rt.denoising_step import share_tensors
 from dispose_rt.device import Graph
+from dispose_rt.engines.backends.aotinductor import LoadedPackage
+from dispose_rt.engines.backends.torch_tensors import view_as_tensor
+from dispose_rt.engines.manifest import read_manifest
+from dispose_rt.engines.open import Engines
 from dispose_rt.errors import InputError
-from dispose_rt.manifest import read_manifest
+from dispose_rt.stages.denoise.step import share_tensors
 
 CAPTURE_WARM_UP = 3
 Network = Callable[..., Any]

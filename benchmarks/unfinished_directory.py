@@ -6,12 +6,19 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from dispose_rt.backends.aotinductor_package import PackageLabel, read_label
-from dispose_rt.contract import POSE_LEVELS, Sizes
+from dispose_rt_export.build.records import FOLDER
+
+from dispose_rt.contract import POSE_LEVELS, SchedulerConstants, Sizes
+from dispose_rt.engines.backends.aotinductor_package import PackageLabel, read_label
+from dispose_rt.engines.manifest import (
+    COMPUTE_DTYPES,
+    FILE_NAME,
+    Manifest,
+    NetworkRecord,
+    parse_network_record,
+    read_manifest,
+)
 from dispose_rt.errors import InputError
-from dispose_rt.manifest import COMPUTE_DTYPES, FILE_NAME, Manifest, NetworkRecord, parse_network_record, read_manifest
-from dispose_rt.scheduler import SchedulerConstants
-from export.build_records import FOLDER
 
 DENOISERS = ("controlnet", "unet")
 _PRECISIONS = {dtype: precision for precision, dtype in COMPUTE_DTYPES.items()}

@@ -18,9 +18,9 @@ from .errors import BusyError, Cancelled, DisposeError, InputError
 if TYPE_CHECKING:
     from .animation import Animation
     from .animator import Animator
-    from .observer import Observer
+    from .hooks.observer import Observer
+    from .hooks.progress import ProgressCallback
     from .settings import Settings
-    from .timing import ProgressCallback
 
 __all__ = [
     "Animation",

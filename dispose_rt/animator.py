@@ -15,20 +15,20 @@ import numpy as np
 
 from . import media
 from .animation import Animation
-from .backends import Engines
 from .device import is_device_name
-from .directory import EngineDirectories
+from .engines.directory import EngineDirectories
+from .engines.manifest import Manifest
+from .engines.open import Engines
 from .errors import EngineError, InputError
-from .manifest import Manifest
+from .hooks.observer import Observation, Observer, watch
+from .hooks.progress import Progress, ProgressCallback
 from .noise import NoiseSource, seeded_noise
-from .observer import Observation, Observer, watch
-from .pipeline import Run, check_request, find_audio
-from .pose_cache import PoseCache
+from .pipeline.queue import CLOSED, Turns
+from .pipeline.run import Run, check_request, find_audio
+from .pipeline.warmup import WARMUP, standing_figure
 from .settings import CONTROLS, Settings
-from .timing import Progress, ProgressCallback
-from .turns import CLOSED, Turns
+from .stages.pose.cache import PoseCache
 from .types import U8
-from .warmup import WARMUP, standing_figure
 
 __all__ = ["Animation", "Animator", "Observer"]
 

@@ -265,3 +265,18 @@ _SPECS = (
 
 NETWORKS: Mapping[str, NetworkSpec] = MappingProxyType({spec.name: spec for spec in _SPECS})
 """Every network by name, in the order in which a run first needs them."""
+
+
+@dataclass(frozen=True)
+class SchedulerConstants:
+    """The constants that matter here of SVD's published `scheduler/scheduler_config.json`."""
+
+    sigma_min: float = 0.002
+    sigma_max: float = 700.0
+    prediction_type: str = "v_prediction"
+
+    def __post_init__(self) -> None:
+        if self.prediction_type != "v_prediction":
+            raise InputError(f"prediction type {self.prediction_type!r} is not supported; expected 'v_prediction'")
+        if not 0 < self.sigma_min < self.sigma_max:
+            raise InputError(f"sigmas {self.sigma_min}..{self.sigma_max} are not a positive, rising range")

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import InputError
+from .system.files import save_bytes
 from .types import F64, U8
-from .whole_files import save_bytes
 
 _WHEEL_SEGMENTS = (15, 6, 4, 11, 13, 6)
 """Hues between red, yellow, green, cyan, blue, magenta and red again: as many as the eye tells apart."""

@@ -23,7 +23,8 @@ if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
 import dispose_rt  # noqa: E402
-from dispose_rt import debug, errors, media, noise, observer, pictures, timing  # noqa: E402
+from dispose_rt import debug, errors, media, noise, pictures  # noqa: E402
+from dispose_rt.hooks import observer, progress  # noqa: E402
 
 LINE_LENGTH = 110
 PAGE = ROOT / "docs" / "API.md"
@@ -53,7 +54,7 @@ PARTS: Sequence[Part] = (
             ("Animation", dispose_rt.Animation),
             ("Settings", dispose_rt.Settings),
             ("Observer", Alias(observer)),
-            ("ProgressCallback", Alias(timing)),
+            ("ProgressCallback", Alias(progress)),
         ],
     ),
     (

@@ -76,7 +76,7 @@ def _timed(what: str) -> Iterator[None]:
 def build_engines(output: Path) -> Path:
     """Write the toy checkpoint and build its engines, in processes of their own: this one stays free of torch."""
     weights, engines = output / "toy", output / "engines"
-    _run("export/toy_checkpoint.py", "--output", weights)
+    _run("export/dispose_rt_export/synthetic/toy_checkpoint.py", "--output", weights)
     size = ("--size", f"{WIDTH}x{HEIGHT}", "--tile-frames", TILE_FRAMES)
     _run("export/build_engines.py", "--weights", weights, "--output", engines, *size, "--backend", "onnxruntime")
     return engines

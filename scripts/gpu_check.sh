@@ -33,7 +33,7 @@ readonly QUICK=(build tests compile graph bench-kernels sanitizer)
 readonly PYTHON=${PYTHON:-python3} RESULTS=${RESULTS:-out/gpu_check} SKIPPED=77
 readonly ENGINES=$RESULTS/engines/full
 FIND_MISSING='import importlib.util as u, sys; print(*[name for name in sys.argv[1:] if not u.find_spec(name)])'
-export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 RESULTS
+export PYTHONPATH=$PWD:$PWD/export${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 RESULTS
 
 # Seconds after which a stage is ended.
 limit_of() {
@@ -101,7 +101,7 @@ most_registers() { grep -o 'Used [0-9]* registers' "$1" | grep -o '[0-9]*' | sor
 stage_tests() {
   need_gpu && need_modules pytest pytest_timeout filelock numpy cv2 av && need_kernels || return
   local paths=()
-  [[ -n ${QUICK_CHECK:-} ]] && paths=(tests/device tests/test_kernels.py tests/test_input_kernels.py)
+  [[ -n ${QUICK_CHECK:-} ]] && paths=(tests/device tests/kernels)
   "$PYTHON" -m pytest -p no:cacheprovider -m cuda -rs --continue-on-collection-errors "${paths[@]}"
 }
 
@@ -163,7 +163,7 @@ stage_sanitizer() {
 sanitize() {
   echo "== $1"
   compute-sanitizer --tool "$1" --error-exitcode 9 --target-processes all \
-    "$PYTHON" -m pytest -p no:cacheprovider tests/test_kernels.py tests/test_input_kernels.py -m cuda -k "$2"
+    "$PYTHON" -m pytest -p no:cacheprovider tests/kernels -m cuda -k "$2"
 }
 
 stage_step() {

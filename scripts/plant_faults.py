@@ -99,9 +99,11 @@ def _candidates(name: str, source: str) -> Iterator[Fault]:
 
 def _simple_statements(body: Sequence[ast.stmt]) -> Iterator[ast.stmt]:
     for number, statement in enumerate(body):
-        if isinstance(statement, ast.Assign | ast.AugAssign | ast.AnnAssign | ast.Return):
-            yield statement
-        elif isinstance(statement, ast.Expr) and not (number == 0 and isinstance(statement.value, ast.Constant)):
+        is_docstring = number == 0 and isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
+        if (
+            isinstance(statement, ast.Assign | ast.AugAssign | ast.AnnAssign | ast.Return | ast.Expr)
+            and not is_docstring
+        ):
             yield statement
         for field in ("body", "orelse", "finalbody"):
             inner = getattr(statement, field, None)
@@ -130,9 +132,10 @@ def _change(kind: str, node: ast.AST) -> bool:
         if isinstance(node, ast.Compare) and len(node.ops) == 1 and type(node.ops[0]) in _OPERATORS:
             node.ops = [_OPERATORS[type(node.ops[0])]()]  # type: ignore[list-item]
             return True
-    if kind == "index" and isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Constant):
-        if isinstance(node.slice.value, int):
-            node.slice.value = node.slice.value + 1
+    if kind == "index" and isinstance(node, ast.Subscript):
+        place = node.slice
+        if isinstance(place, ast.Constant) and isinstance(place.value, int):
+            place.value += 1
             return True
     if kind == "constant" and isinstance(node, ast.Constant):
         if isinstance(node.value, bool):

@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 import pytest
 from filelock import FileLock
-from golden_case import GoldenCase, Trace, animate
-from golden_data import GOLDEN, load_golden
 from numpy.typing import NDArray
+
+from tests.golden_case import GoldenCase, Trace, animate
+from tests.golden_data import GOLDEN, load_golden
 
 LONGEST = ("test_tensorrt_directory", "test_people", "test_image_networks", "test_denoiser_networks", "test_end_to_end")
 """Files that take minutes, longest first."""
@@ -75,7 +76,7 @@ def golden_checkpoint(kept_folder: Path) -> Path:
 @pytest.fixture(scope="session")
 def golden_engines(golden_checkpoint: Path, kept_folder: Path) -> Callable[..., Path]:
     """`golden_engines(case, precision, backend)` builds (once) the engine directory that a golden case needs."""
-    from export.build_engines import build_engines
+    from dispose_rt_export.command import build_engines
 
     def build(case: GoldenCase, precision: str = "fp32", backend: str = "onnxruntime", **targets: Any) -> Path:
         width, height = case.size
@@ -107,7 +108,7 @@ def golden_trace(golden_engines: Callable[..., Path]) -> Callable[..., Trace]:
 @pytest.fixture(scope="session")
 def toy_checkpoint(kept_folder: Path) -> Path:
     """The demo's checkpoint, whose pose networks find puppets and nothing else."""
-    from export.toy_checkpoint import write_toy_checkpoint
+    from dispose_rt_export.synthetic.toy_checkpoint import write_toy_checkpoint
 
     with made_once(kept_folder / "toy-checkpoint") as folder:
         if not folder.exists():
@@ -118,7 +119,7 @@ def toy_checkpoint(kept_folder: Path) -> Path:
 @pytest.fixture(scope="session")
 def toy_engines(toy_checkpoint: Path, kept_folder: Path) -> Callable[[int, int], Path]:
     """`toy_engines(width, height)` builds (once) toy engines with tiles of 4 frames beside those of other sizes."""
-    from export.build_engines import build_engines
+    from dispose_rt_export.command import build_engines
 
     def build(width: int, height: int) -> Path:
         with made_once(kept_folder / "toy-engines" / f"{width}x{height}") as output:

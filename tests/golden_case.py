@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from golden_data import GOLDEN, load_golden
 
 from dispose_rt import Animation, Animator
+from tests.golden_data import GOLDEN, load_golden
 
 E2E_CASES = ("one_tile_64", "tiles_128x192", "guidance_one_64")
 

@@ -13,9 +13,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from golden_case import GoldenCase, animate, trace_run
-from golden_data import GOLDEN, load_golden
-from kernel_references import guided_euler_step
 
 import dispose_rt
 from dispose_rt import Animator
@@ -23,6 +20,9 @@ from dispose_rt.contract import NETWORKS
 from dispose_rt.device import Stream
 from dispose_rt.errors import Cancelled, EngineError, InputError, InputWarning, ManifestError
 from dispose_rt.media import write_video
+from tests.golden_case import GoldenCase, animate, trace_run
+from tests.golden_data import GOLDEN, load_golden
+from tests.kernels.references import guided_euler_step
 
 CASE = GoldenCase("one_tile_64")
 TILE = 7
@@ -77,7 +77,8 @@ def test_overlap_must_fit_the_tile(animator: Animator) -> None:
 
 def test_guidance_one_is_the_conditional_half(animator: Animator) -> None:
     """Where the reference crashes: the unconditional half has no say, whatever it predicts."""
-    from dispose_rt.scheduler import SchedulerConstants, karras_schedule
+    from dispose_rt.contract import SchedulerConstants
+    from dispose_rt.stages.denoise.scheduler import karras_schedule
 
     trace = short_run(animator, guidance_scale=1.0, steps=1, noise=lambda name, shape: np.ones(shape, np.float32))
     [step] = trace.seen["denoise_step"]
@@ -112,7 +113,7 @@ class TestControls:
         self, traces: dict[tuple[str, ...], Any], engines: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """The same bits as a run whose ControlNet answers zeros, and ControlNet, CMP and DIFT are not even loaded."""
-        from dispose_rt.backends.onnxruntime import OnnxRuntimeOpener
+        from dispose_rt.engines.backends.onnxruntime import OnnxRuntimeOpener
 
         loaded = []
         open_network = OnnxRuntimeOpener.open

@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from dispose_rt_export import command as build_engines
 
 from dispose_rt.cli.parser import CommandParser
-from export import build_engines
 from scripts import api_reference
 
 ROOT = Path(__file__).resolve().parents[1]

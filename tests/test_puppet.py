@@ -9,10 +9,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from pose.golden_poses import PublishedEngine
+from dispose_rt_export.synthetic.toy_pose_networks import build_detector, build_estimator
 
 from dispose_rt import media
-from dispose_rt.pose import PersonDetector, PoseEstimator, find_poses
 from dispose_rt.puppet import (
     CHROMA_RADIUS,
     JOINT_COLORS,
@@ -24,8 +23,9 @@ from dispose_rt.puppet import (
     draw_puppet,
     place_joints,
 )
+from dispose_rt.stages.pose import PersonDetector, PoseEstimator, find_poses
 from dispose_rt.types import Pose
-from export.toy_pose_networks import build_detector, build_estimator
+from tests.stages.pose.golden_poses import PublishedEngine
 
 SIZES = ((192, 128), (256, 256), (128, 192), (1024, 576), (64, 64))
 LOSSLESS_TOLERANCE = 0.005

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ManifestError, OutputError
-from ..whole_files import save_bytes
+from ..system.files import save_bytes
 
 if TYPE_CHECKING:
-    from ..manifest import Manifest
+    from ..engines.manifest import Manifest
     from .measurement import Plan
 
 DESCRIPTION = """\
@@ -125,7 +125,7 @@ def read_engines(folder: Path) -> Manifest:
     Raises:
         ManifestError: there is none, or several.
     """
-    from ..manifest import read_manifests
+    from ..engines.manifest import read_manifests
 
     manifests = read_manifests(folder)
     if len(manifests) > 1:

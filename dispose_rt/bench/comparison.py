@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
-from ..strict_json import read_json
+from ..system.json_reader import read_json
 
 _TOTALS = {"total_s": "total", "s_per_frame": "per frame", "first_frame_s": "first frame after"}
 

@@ -11,15 +11,15 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from .. import Animator
-from ..backends import Engines
 from ..contract import Sizes
 from ..device import CudaDevice
+from ..doctor.machine import examine_machine
+from ..engines.manifest import Manifest
+from ..engines.open import Engines
 from ..errors import InputError
-from ..machine import examine_machine
-from ..manifest import Manifest
+from ..hooks.progress import ProgressCallback
 from ..settings import Settings
-from ..tiles import plan_tiles
-from ..timing import ProgressCallback
+from ..stages.denoise.tiles import plan_tiles
 from .clip import Clip, draw_clip, open_clip
 from .runs import Runner, RunTimes, summarise
 

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..backends import Engine, Engines
 from ..contract import NETWORKS
+from ..engines.backends import Engine
+from ..engines.manifest import Manifest
+from ..engines.open import Engines
 from ..errors import Cancelled
-from ..manifest import Manifest
-from ..timing import ProgressCallback
+from ..hooks.progress import ProgressCallback
 from .runs import spread_of
 
 WARM_UP, ROUNDS, MEASURE_S = 2, 9, 10.0

@@ -14,7 +14,7 @@ from typing import Any
 
 from .. import Animation, Animator
 from ..errors import PerformanceWarning
-from ..timing import ProgressCallback
+from ..hooks.progress import ProgressCallback
 from .clip import Clip
 
 

@@ -9,9 +9,9 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..cache_folder import cache_folder
 from ..errors import DisposeError, InputError
 from ..settings import CONTROLS, PLACES, Settings
+from ..system.cache_folder import cache_folder
 from .console import Console
 from .exit_codes import ExitCode
 from .parser import add_debug, add_engines, add_json

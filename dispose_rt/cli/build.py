@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import sys
-from pathlib import Path
 from types import ModuleType
 
 from ..errors import InputError
@@ -53,16 +51,11 @@ def run_exporter(arguments: list[str], parser: CommandParser, console: Console) 
 
 
 def import_exporter() -> ModuleType:
-    """Import `build_engines` as installed, or from the source tree that this file lies in."""
-    name = "dispose_rt_export"
-    if importlib.util.find_spec(name) is None:
-        source = Path(__file__).resolve().parents[2] / "export"
-        spec = importlib.util.spec_from_file_location(
-            name, source / "__init__.py", submodule_search_locations=[str(source)]
-        )
-        if not (source / "build_engines.py").is_file() or spec is None or spec.loader is None:
-            raise InputError(_NO_EXPORTER)
-        package = importlib.util.module_from_spec(spec)
-        sys.modules[name] = package
-        spec.loader.exec_module(package)
-    return importlib.import_module(f"{name}.build_engines")
+    """Import the exporter's command.
+
+    Raises:
+        InputError: it is not installed.
+    """
+    if importlib.util.find_spec("dispose_rt_export") is None:
+        raise InputError(_NO_EXPORTER)
+    return importlib.import_module("dispose_rt_export.command")

@@ -94,7 +94,7 @@ class Console:
 
     def report_ticks(self) -> Callable[[str, int, int], None]:
         """Make a progress callback that prints one JSON object per tick."""
-        from ..progress_bar import TotalGuess
+        from ..hooks.progress_bar import TotalGuess
 
         guess, start_s = TotalGuess(), time.perf_counter()
 

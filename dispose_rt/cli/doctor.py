@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace, console: Console, stop: StopSignals) -> int:
     """Look, then tell."""
-    from ..doctor import examine, to_lines
+    from ..doctor.diagnosis import examine, to_lines
 
     try:
         diagnosis = examine(options.directory, options.device, load_only=options.load_only, progress=_show_progress)

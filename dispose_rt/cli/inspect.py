@@ -6,10 +6,10 @@ import argparse
 from collections.abc import Iterator
 from typing import Any
 
-from ..byte_counts import format_bytes
 from ..contract import NETWORKS, Sizes, TensorSpec
-from ..integrity import check_files
-from ..manifest import Manifest, NetworkRecord, read_manifests
+from ..engines.integrity import check_files
+from ..engines.manifest import Manifest, NetworkRecord, read_manifests
+from ..system.byte_counts import format_bytes
 from .console import Console
 from .exit_codes import ExitCode
 from .parser import add_debug, add_directory, add_json

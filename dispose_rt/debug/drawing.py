@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..pictures import flow_to_color
-from ..pose.draw import BODY_COLORS, BONES, LIMBS
+from ..stages.pose.draw import BODY_COLORS, BONES, LIMBS
 from ..types import F32, F64, U8, Bools, Pose
 
 VIEW_PX = 960

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from .. import pictures
 from ..errors import OutputError
+from ..system.files import save_bytes
 from ..types import U8
-from ..whole_files import save_bytes
 from . import index_page
 from .sections import STAGES
 

@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import pictures
-from ..denoise import StepTrace
-from ..detection import Detected
 from ..errors import InputError
-from ..pose import draw_pose
+from ..stages.denoise.loop import StepTrace
+from ..stages.pose import draw_pose
+from ..stages.pose.track import Detected
 from ..types import JOINTS, U8, Motion, Pose
 from . import drawing
 from .folder import PictureFolder

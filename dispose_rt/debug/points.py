@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from ..appearance import CELL_PX, shared_cells
 from ..kernels import POINT_LEVEL_FACTORS
 from ..puppet import JOINT_NAMES
+from ..stages.appearance import CELL_PX, shared_cells
 from ..types import F64, JOINTS, U8, Bools, Pose, Track
 from . import drawing
 

@@ -17,22 +17,13 @@ from logging import getLogger
 from pathlib import Path
 from typing import Literal
 
-from ..byte_counts import format_bytes
-from ..disk_space import free_disk_bytes
 from ..errors import DownloadError, InputError
+from ..system.byte_counts import format_bytes
+from ..system.disk_space import free_disk_bytes
 from .errors import GateClosedError, OfflineError
 from .files import Choice, Repository, WantedFile, owner_of, select_repositories
 from .hub import Contents, Hub, RemoteFile
-from .record import (
-    FILE_NAME,
-    DownloadedFile,
-    Progress,
-    Record,
-    digest_file,
-    inspect_folder,
-    read_record,
-    write_record,
-)
+from .record import FILE_NAME, DownloadedFile, Progress, Record, digest_file, inspect_folder, read_record, write_record
 
 __all__ = ["Plan", "PlannedFile", "PlannedRepository", "download", "inspect_folder", "make_plan"]
 

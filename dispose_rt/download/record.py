@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, TypeAlias
 
 from ..errors import DownloadError
-from ..strict_json import checksum_of, expect_integer, expect_keys, expect_object, expect_text, read_json
+from ..system.json_reader import checksum_of, expect_integer, expect_keys, expect_object, expect_text, read_json
 from .files import owner_of, select_repositories
 
 FILE_NAME = "download.json"

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
-from ..manifest import Manifest
+from ..engines.manifest import Manifest
 from .desk import Job, JobState
 from .stage_clock import StageProgress
 

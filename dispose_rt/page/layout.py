@@ -11,8 +11,8 @@ from typing import Any
 import gradio as gr
 
 from .. import __version__
+from ..engines.manifest import Manifest
 from ..errors import DisposeError
-from ..manifest import Manifest
 from ..media import open_video, read_image
 from ..settings import LIMITS
 from .browser_copy import is_playable

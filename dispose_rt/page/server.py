@@ -17,8 +17,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from ..engines.manifest import read_manifests
 from ..errors import InputError, InputWarning
-from ..manifest import read_manifests
 from .desk import Desk, Runner
 from .style import CSS, FONTS, MONOSPACE_FONTS, THEME
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ..timing import STAGES
+from ..hooks.progress import STAGES
 
 
 @dataclass(frozen=True)

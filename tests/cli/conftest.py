@@ -12,10 +12,9 @@ import pytest
 
 import dispose_rt
 from dispose_rt import media
-from dispose_rt.contract import NETWORKS, Sizes
+from dispose_rt.contract import NETWORKS, SchedulerConstants, Sizes
+from dispose_rt.engines.manifest import Manifest, NetworkRecord, record_file, write_manifest
 from dispose_rt.errors import InputWarning
-from dispose_rt.manifest import Manifest, NetworkRecord, record_file, write_manifest
-from dispose_rt.scheduler import SchedulerConstants
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 REFERENCE, DRIVE = str(GOLDEN / "ref.png"), str(GOLDEN / "drive.mkv")

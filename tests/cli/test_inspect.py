@@ -9,10 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_preflight import write_compiled
 
 from dispose_rt import cli
 from dispose_rt.contract import NETWORKS
+from tests.engines.test_preflight import write_compiled
 
 from .conftest import Captured
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from fake_cuda import FakeCuda, install
 
 from dispose_rt.device import CudaDevice, Device, Stream, compiled_module, find_gpus, open_device
 from dispose_rt.errors import DeviceError
+from tests.fakes.cuda import FakeCuda, install
 
 
 @pytest.fixture(params=["cpu", "fake cuda", pytest.param("cuda", marks=pytest.mark.cuda)])

@@ -8,11 +8,11 @@ import threading
 
 import numpy as np
 import pytest
-from fake_cuda import CudaError, FakeCuda
 
 from dispose_rt.device import Array, CudaDevice, Stream, open_device
 from dispose_rt.device.cuda_runtime import LOST
 from dispose_rt.errors import DeviceError, DeviceLostError, OutOfMemoryError
+from tests.fakes.cuda import CudaError, FakeCuda
 
 MB = 1 << 20
 

@@ -9,9 +9,9 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from fake_cuda import CudaError, FakeCuda
 
 from dispose_rt.device import Array, CudaDevice, Stream
+from tests.fakes.cuda import CudaError, FakeCuda
 
 FUNCTIONS = sorted(name for name, member in vars(FakeCuda).items() if name.startswith("cuda") and callable(member))
 

@@ -6,10 +6,10 @@ import subprocess
 import sys
 
 import pytest
-from fake_cuda import CudaError, FakeCuda
 
 from dispose_rt.device import CpuDevice, CudaDevice, check, find_gpus, open_device, resolve_device, set_device
 from dispose_rt.errors import DeviceError, InputError
+from tests.fakes.cuda import CudaError, FakeCuda
 
 
 @pytest.fixture

@@ -7,20 +7,20 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from fake_cuda import FakeCuda, install
-from fake_engine import FakeEngine, FakeOpener
-from golden_data import load_golden
-from kernel_targets import Target
-from test_denoise import STEPS, Clip, Setup
 
 from dispose_rt import kernels
-from dispose_rt.clip_store import ResidentClip, RowSource
-from dispose_rt.conditions import MotionFeatures, PoseLatents
+from dispose_rt.clip.store import ResidentClip, RowSource
 from dispose_rt.contract import Sizes
-from dispose_rt.decode import decode_frames
 from dispose_rt.device import Stream, open_device
-from dispose_rt.motion import MotionFields
+from dispose_rt.stages.conditions import MotionFeatures, PoseLatents
+from dispose_rt.stages.decode import decode_frames
+from dispose_rt.stages.motion import MotionFields
 from dispose_rt.types import Track
+from tests.fakes.cuda import FakeCuda, install
+from tests.fakes.engine import FakeEngine, FakeOpener
+from tests.golden_data import load_golden
+from tests.kernels.targets import Target
+from tests.stages.denoise.test_loop import STEPS, Clip, Setup
 
 SIZES = Sizes(64, 64, tile=3, channels=(3, 8, 8, 8), chunk=4)
 

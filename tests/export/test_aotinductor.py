@@ -11,16 +11,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from aotinductor_packages import build_module, compile_once, manifest_for, small_sizes
+from dispose_rt_export.compile.aotinductor import compare_package, compile_package, package_target
+from dispose_rt_export.compile.trace import sample_inputs
+from dispose_rt_export.compile.verify import expected_outputs, relative_error
 from torch import Tensor, nn
 
-from dispose_rt.backends import Engine
-from dispose_rt.backends.aotinductor import AotInductorEngine, AotInductorOpener
 from dispose_rt.contract import NETWORKS, Sizes
+from dispose_rt.engines.backends import Engine
+from dispose_rt.engines.backends.aotinductor import AotInductorEngine, AotInductorOpener
 from dispose_rt.errors import DeviceError, EngineError, InputError, VerificationError
-from export.aotinductor_build import compare_package, compile_package, package_target
-from export.onnx_export import sample_inputs
-from export.verify import expected_outputs, relative_error
+from tests.engines.aotinductor_packages import build_module, compile_once, manifest_for, small_sizes
 
 POINTS, MOTION, DECODER = "point_encoder", "motion_encoder", "vae_decoder"
 Packages = Callable[..., Path]

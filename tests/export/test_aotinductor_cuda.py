@@ -9,15 +9,15 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from aotinductor_packages import build_module, compile_once, manifest_for, small_sizes
+from dispose_rt_export.compile.aotinductor import package_target
+from dispose_rt_export.compile.trace import export_onnx, sample_inputs
+from dispose_rt_export.compile.verify import TOLERANCES, dynamic_sizes, relative_error
 
-from dispose_rt.backends.aotinductor import AotInductorEngine, AotInductorOpener
 from dispose_rt.contract import NETWORKS, Sizes
 from dispose_rt.device import CpuDevice
+from dispose_rt.engines.backends.aotinductor import AotInductorEngine, AotInductorOpener
 from dispose_rt.errors import DeviceError, InputError, OutOfMemoryError
-from export.aotinductor_build import package_target
-from export.onnx_export import export_onnx, sample_inputs
-from export.verify import TOLERANCES, dynamic_sizes, relative_error
+from tests.engines.aotinductor_packages import build_module, compile_once, manifest_for, small_sizes
 
 pytestmark = [
     pytest.mark.cuda,

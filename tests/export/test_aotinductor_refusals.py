@@ -13,16 +13,16 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import fake_cuda
 import numpy as np
 import pytest
 import torch
-from aotinductor_packages import compile_once, manifest_for, relabel, rewrite, small_sizes
 
-from dispose_rt.backends import aotinductor, aotinductor_package
-from dispose_rt.backends.aotinductor import AotInductorOpener
 from dispose_rt.contract import Sizes
+from dispose_rt.engines.backends import aotinductor, aotinductor_package
+from dispose_rt.engines.backends.aotinductor import AotInductorOpener
 from dispose_rt.errors import DeviceError, DisposeError, EngineError, InputError
+from tests.engines.aotinductor_packages import compile_once, manifest_for, relabel, rewrite, small_sizes
+from tests.fakes import cuda as fake_cuda
 
 POINTS, MOTION = "point_encoder", "motion_encoder"
 Packages = Callable[..., Path]

@@ -12,12 +12,13 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-
-from dispose_rt.contract import NETWORKS, Sizes
-from dispose_rt.errors import EngineError, InputError, ManifestError, VerificationError
-from dispose_rt.manifest import FILE_NAME, read_manifest
-from export import build_records, network_build, onnx_export
-from export.build_engines import (
+from dispose_rt_export.build import network as network_build
+from dispose_rt_export.build import records as build_records
+from dispose_rt_export.build.plan import RECIPES, BuildTarget, plan_network
+from dispose_rt_export.build.records import clear_leftovers
+from dispose_rt_export.build.worker import BuildWorker
+from dispose_rt_export.checkpoints import Checkpoint
+from dispose_rt_export.command import (
     build_engines,
     main,
     parse_only,
@@ -26,10 +27,11 @@ from export.build_engines import (
     sizes_of,
     unfused_attention_bytes,
 )
-from export.build_plan import RECIPES, BuildTarget, plan_network
-from export.build_records import clear_leftovers
-from export.build_worker import BuildWorker
-from export.checkpoints import Checkpoint
+from dispose_rt_export.compile import trace as onnx_export
+
+from dispose_rt.contract import NETWORKS, Sizes
+from dispose_rt.engines.manifest import FILE_NAME, read_manifest
+from dispose_rt.errors import EngineError, InputError, ManifestError, VerificationError
 
 SMALL = ("pose_net", "point_encoder")
 SIZE = (64, 64)
@@ -194,7 +196,7 @@ def test_the_script_runs_from_anywhere(tmp_path):
 
 
 def test_a_whole_directory_records_what_it_is(golden_engines, golden_checkpoint):
-    from golden_case import GoldenCase
+    from tests.golden_case import GoldenCase
 
     manifest = read_manifest(golden_engines(GoldenCase("one_tile_64")))
     assert set(manifest.networks) == set(NETWORKS)

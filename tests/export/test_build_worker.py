@@ -12,10 +12,10 @@ import time
 from pathlib import Path
 
 import pytest
+from dispose_rt_export.build import worker as build_worker
+from dispose_rt_export.build.worker import BuildWorker, report
 
 from dispose_rt.errors import DisposeError, ManifestError
-from export import build_worker
-from export.build_worker import BuildWorker, report
 
 ROOT = Path(__file__).resolve().parents[2]
 

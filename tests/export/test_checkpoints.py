@@ -11,18 +11,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from dispose_rt_export import checkpoints
+from dispose_rt_export.checkpoints import COMPONENTS, CONFIG_FILES, FILES, Checkpoint, Weights, load_strict
+from dispose_rt_export.networks.cmp import build_cmp_flow_decoder, build_cmp_image_encoder
+from dispose_rt_export.networks.dift import build_dift, rename_old_attention
+from dispose_rt_export.networks.image_encoder import build_image_encoder
+from dispose_rt_export.networks.vae_decoder import build_vae_decoder
+from dispose_rt_export.networks.vae_encoder import build_vae_encoder
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from dispose_rt.contract import NETWORKS, Sizes
 from dispose_rt.errors import CheckpointError
-from export import checkpoints
-from export.checkpoints import COMPONENTS, CONFIG_FILES, FILES, Checkpoint, Weights, load_strict
-from export.networks.cmp import build_cmp_flow_decoder, build_cmp_image_encoder
-from export.networks.dift import build_dift, rename_old_attention
-from export.networks.image_encoder import build_image_encoder
-from export.networks.vae_decoder import build_vae_decoder
-from export.networks.vae_encoder import build_vae_encoder
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 DTYPES = {"F16": torch.float16, "F32": torch.float32, "I64": torch.int64}

@@ -18,24 +18,24 @@ import pytest
 import torch
 from diffusers import UNetSpatioTemporalConditionModel
 from diffusers.models.attention import BasicTransformerBlock, TemporalBasicTransformerBlock
+from dispose_rt_export.compile.trace import export_onnx, sample_inputs
+from dispose_rt_export.networks.controlnet import ControlNet, build_controlnet
+from dispose_rt_export.networks.motion_encoder import MotionEncoder, build_motion_encoder
+from dispose_rt_export.networks.point_encoder import PointEncoder, build_point_encoder
+from dispose_rt_export.networks.pose_net import PoseNet, build_pose_net
+from dispose_rt_export.networks.spatio_temporal import (
+    DenoiserConfig,
+    SpatialTransformerBlock,
+    TemporalTransformerBlock,
+    collapsed_tensors,
+)
+from dispose_rt_export.networks.unet import UNet, build_unet
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
 from dispose_rt.contract import NETWORKS, RESIDUAL_MULTIPLICITY, Sizes
 from dispose_rt.errors import CheckpointError
-from export.networks.controlnet import ControlNet, build_controlnet
-from export.networks.motion_encoder import MotionEncoder, build_motion_encoder
-from export.networks.point_encoder import PointEncoder, build_point_encoder
-from export.networks.pose_net import PoseNet, build_pose_net
-from export.networks.spatio_temporal import (
-    DenoiserConfig,
-    SpatialTransformerBlock,
-    TemporalTransformerBlock,
-    collapsed_tensors,
-)
-from export.networks.unet import UNet, build_unet
-from export.onnx_export import export_onnx, sample_inputs
 
 Arrays = Mapping[str, NDArray[np.generic]]
 Golden = Callable[[str], Arrays]

@@ -12,13 +12,10 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from numpy.typing import NDArray
-from torch import Tensor, nn
-from torch.nn import functional
-
-from dispose_rt.contract import CMP_SIZE_PX, NETWORKS, Sizes
-from export.checkpoints import Checkpoint
-from export.networks.cmp import (
+from dispose_rt_export.checkpoints import Checkpoint
+from dispose_rt_export.compile.trace import TORCH_DTYPES, export_onnx, sample_inputs
+from dispose_rt_export.compile.verify import relative_error
+from dispose_rt_export.networks.cmp import (
     BINS,
     CmpFlowDecoder,
     CmpImageEncoder,
@@ -28,12 +25,15 @@ from export.networks.cmp import (
     expected_flow,
     fold_batch_norms,
 )
-from export.networks.dift import PROMPT, Dift, build_dift
-from export.networks.image_encoder import ImageEncoder, build_image_encoder
-from export.networks.vae_decoder import VaeDecoder, build_vae_decoder
-from export.networks.vae_encoder import VaeEncoder, build_vae_encoder
-from export.onnx_export import TORCH_DTYPES, export_onnx, sample_inputs
-from export.verify import relative_error
+from dispose_rt_export.networks.dift import PROMPT, Dift, build_dift
+from dispose_rt_export.networks.image_encoder import ImageEncoder, build_image_encoder
+from dispose_rt_export.networks.vae_decoder import VaeDecoder, build_vae_decoder
+from dispose_rt_export.networks.vae_encoder import VaeEncoder, build_vae_encoder
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+
+from dispose_rt.contract import CMP_SIZE_PX, NETWORKS, Sizes
 
 Arrays = Mapping[str, NDArray[Any]]
 Golden = Callable[[str], Arrays]

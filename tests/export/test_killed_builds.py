@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from dispose_rt.contract import NETWORKS
-from dispose_rt.integrity import check_files
-from dispose_rt.manifest import FILE_NAME, read_manifest
+from dispose_rt.engines.integrity import check_files
+from dispose_rt.engines.manifest import FILE_NAME, read_manifest
 
 SCRIPT = Path(__file__).resolve().parents[2] / "export" / "build_engines.py"
 STARTUP_SECONDS = 5.0
@@ -66,7 +66,7 @@ def make_stale(output: Path, networks: list[str]) -> None:
 @pytest.mark.parametrize("seed", range(3))
 def test_a_killed_rebuild_is_finished_by_the_next(golden_checkpoint, golden_engines, tmp_path, seed):
     """Kill the rebuild of two networks at a random moment; the other networks are there from the start."""
-    from golden_case import GoldenCase
+    from tests.golden_case import GoldenCase
 
     chance = random.Random(seed)
     source = golden_engines(GoldenCase("one_tile_64"), "fp16")

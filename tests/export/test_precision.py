@@ -7,14 +7,22 @@ from pathlib import Path
 import onnx
 import pytest
 import torch
+from dispose_rt_export.compile.precision import (
+    FLOAT32_ALWAYS,
+    NORMS,
+    POLICIES,
+    Float32Layer,
+    Policy,
+    apply_precision,
+    reduce_precision,
+)
+from dispose_rt_export.compile.trace import TORCH_DTYPES, export_onnx, sample_inputs
+from dispose_rt_export.compile.verify import TOLERANCES, relative_error
+from dispose_rt_export.synthetic.random_weights import random_module
 from onnx import TensorProto
 from torch import Tensor, nn
 
 from dispose_rt.contract import NETWORKS, Sizes
-from export.onnx_export import TORCH_DTYPES, export_onnx, sample_inputs
-from export.precision import FLOAT32_ALWAYS, NORMS, POLICIES, Float32Layer, Policy, apply_precision, reduce_precision
-from export.random_weights import random_module
-from export.verify import TOLERANCES, relative_error
 
 SIZES = Sizes(64, 64, tile=2, chunk=2, channels=(32, 64, 128, 128), embed=48, dift=96)
 REDUCED = [name for name in NETWORKS if name not in FLOAT32_ALWAYS]

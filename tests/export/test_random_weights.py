@@ -11,15 +11,15 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from golden_data import GOLDEN
+from dispose_rt_export.build.plan import RECIPES
+from dispose_rt_export.checkpoints import COMPONENTS, CONFIG_FILES, FILES, Checkpoint
+from dispose_rt_export.compile.trace import sample_inputs
+from dispose_rt_export.synthetic.published_shapes import STORED_DTYPES, tensor_shapes
+from dispose_rt_export.synthetic.random_weights import RandomWeights, random_module
 
 from dispose_rt.contract import NETWORKS, Sizes
 from dispose_rt.errors import InputError
-from export.build_plan import RECIPES
-from export.checkpoints import COMPONENTS, CONFIG_FILES, FILES, Checkpoint
-from export.onnx_export import sample_inputs
-from export.published_shapes import STORED_DTYPES, tensor_shapes
-from export.random_weights import RandomWeights, random_module
+from tests.golden_data import GOLDEN
 
 #: name in checkpoints.FILES -> name in tests/golden/spec_full, where they differ
 SPEC_NAMES = {"image_encoder": "svd_image_encoder"}

@@ -12,17 +12,17 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from dispose_rt_export.compile import tensorrt as tensorrt_build
+from dispose_rt_export.compile.tensorrt import build_plan
+from dispose_rt_export.synthetic.toy_pose_networks import build_estimator
 from onnx import TensorProto, helper, numpy_helper
 
-from dispose_rt.backends import tensorrt_flavour
-from dispose_rt.backends.sealed_file import read_sealed, write_sealed
-from dispose_rt.backends.tensorrt_flavour import Flavour, read_head
 from dispose_rt.contract import NETWORKS, Sizes
+from dispose_rt.engines.backends import tensorrt_flavour
+from dispose_rt.engines.backends.tensorrt_flavour import Flavour, read_head
+from dispose_rt.engines.signature import contract_signature
 from dispose_rt.errors import EngineError, InputError, VerificationError
-from dispose_rt.signature import contract_signature
-from export import tensorrt_build
-from export.tensorrt_build import build_plan
-from export.toy_pose_networks import build_estimator
+from dispose_rt.system.sealed_file import read_sealed, write_sealed
 
 trt = pytest.importorskip("tensorrt_rtx")
 

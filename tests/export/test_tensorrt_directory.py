@@ -5,15 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from dispose_rt_export.build.plan import RECIPES
+from dispose_rt_export.command import build_engines
+from dispose_rt_export.compile.precision import FLOAT32_ALWAYS
 
-from dispose_rt.backends.tensorrt_flavour import load_flavour
 from dispose_rt.contract import NETWORKS
-from dispose_rt.integrity import check_files
-from dispose_rt.manifest import Manifest, read_manifest
-from dispose_rt.signature import contract_signature
-from export.build_engines import build_engines
-from export.build_plan import RECIPES
-from export.precision import FLOAT32_ALWAYS
+from dispose_rt.engines.backends.tensorrt_flavour import load_flavour
+from dispose_rt.engines.integrity import check_files
+from dispose_rt.engines.manifest import Manifest, read_manifest
+from dispose_rt.engines.signature import contract_signature
 
 pytest.importorskip("tensorrt_rtx")
 pytestmark = pytest.mark.timeout(1200)

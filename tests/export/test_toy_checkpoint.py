@@ -11,15 +11,15 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from golden_data import GOLDEN
+from dispose_rt_export.build.plan import RECIPES
+from dispose_rt_export.checkpoints import FILES, Checkpoint
+from dispose_rt_export.synthetic.toy_checkpoint import write_toy_checkpoint
+from dispose_rt_export.synthetic.toy_weights import draw_tensors
 
-from dispose_rt.contract import NETWORKS
+from dispose_rt.contract import NETWORKS, SchedulerConstants
 from dispose_rt.puppet import Stance, draw_puppet, place_joints
-from dispose_rt.scheduler import SchedulerConstants, karras_schedule
-from export.build_plan import RECIPES
-from export.checkpoints import FILES, Checkpoint
-from export.toy_checkpoint import write_toy_checkpoint
-from export.toy_weights import draw_tensors
+from dispose_rt.stages.denoise.scheduler import karras_schedule
+from tests.golden_data import GOLDEN
 
 #: name in tests/golden/spec -> name in checkpoints.FILES
 SPECS = {
@@ -184,7 +184,7 @@ def test_hints_spread_around_where_they_are(checkpoint):
 def sample(
     unet: torch.nn.Module, image_latents: torch.Tensor, seed: int, residuals: list[torch.Tensor]
 ) -> torch.Tensor:
-    """Eight Euler steps at guidance 2 without pose, as dispose_rt.scheduler describes them."""
+    """Eight Euler steps at guidance 2 without pose, as dispose_rt.stages.denoise.scheduler describes them."""
     schedule = karras_schedule(8, SchedulerConstants())
     latents = torch.randn(2, 4, *image_latents.shape[2:], generator=torch.Generator().manual_seed(seed))
     latents = latents * float(schedule.init_noise_sigma)

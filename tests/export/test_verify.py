@@ -8,15 +8,21 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from dispose_rt_export.compile import trace as onnx_export
+from dispose_rt_export.compile.graph_passes import uses_bfloat16, widen_to_float32
+from dispose_rt_export.compile.trace import TORCH_DTYPES, export_onnx
+from dispose_rt_export.compile.verify import (
+    compare_onnx,
+    compare_outputs,
+    comparison_sizes,
+    expected_outputs,
+    read_cases,
+)
 from onnx import TensorProto, numpy_helper
 from torch import Tensor, nn
 
 from dispose_rt.contract import NetworkSpec, Sizes, TensorSpec
 from dispose_rt.errors import VerificationError
-from export import onnx_export
-from export.graph_passes import uses_bfloat16, widen_to_float32
-from export.onnx_export import TORCH_DTYPES, export_onnx
-from export.verify import compare_onnx, compare_outputs, comparison_sizes, expected_outputs, read_cases
 
 SIZES = Sizes(64, 64, tile=4)
 SPEC = NetworkSpec(

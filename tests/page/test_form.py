@@ -12,12 +12,12 @@ import pytest
 
 from dispose_rt.contract import Sizes
 from dispose_rt.errors import InputError
+from dispose_rt.hooks.progress import STAGES
 from dispose_rt.page.desk import Job, JobState
 from dispose_rt.page.fields import list_fields, read_form
 from dispose_rt.page.fragments import format_duration, show_job, show_problem
 from dispose_rt.page.stage_clock import StageClock
 from dispose_rt.settings import Settings
-from dispose_rt.timing import STAGES
 
 SIZES = (Sizes(width=64, height=128, tile=16, chunk=8), Sizes(width=128, height=64, tile=4, chunk=3))
 

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from damaged_directory import dropped, link_copy, put_file, signed, swapped, truncated
 
+from dispose_rt.engines.manifest import FILE_NAME
 from dispose_rt.errors import DisposeError, InputError, ManifestError, NoPersonError, OutputError
-from dispose_rt.manifest import FILE_NAME
 from dispose_rt.puppet import draw_backdrop
+from tests.engines.damaged_directory import dropped, link_copy, put_file, signed, swapped, truncated
 
 from . import materials
 from .materials import PDF, closed, cut, film, folder, loop, picture, pipe, png, put, song

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from damaged_directory import link_copy, put_file
+from tests.engines.damaged_directory import link_copy, put_file
 
 from .bad_use_cases import REBUILD
 from .materials import put

@@ -16,8 +16,8 @@ import pytest
 
 import dispose_rt
 from dispose_rt import Animator, cli
-from dispose_rt.manifest import CHECKED_FILE_NAME
-from dispose_rt.pose_cache import PoseCache
+from dispose_rt.engines.manifest import CHECKED_FILE_NAME
+from dispose_rt.stages.pose.cache import PoseCache
 from dispose_rt.types import U8
 
 from . import materials

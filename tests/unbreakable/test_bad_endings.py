@@ -19,14 +19,14 @@ from typing import Any
 import av
 import numpy as np
 import pytest
-from damaged_directory import link_copy
 
 from dispose_rt import Animator
 from dispose_rt.device.cpu import as_numpy
 from dispose_rt.errors import Cancelled, EngineError, InputError, OutOfMemoryError, OutputError
+from dispose_rt.hooks.observer import NAMES
+from dispose_rt.hooks.progress import STAGES, Progress
 from dispose_rt.media import containers, writer
-from dispose_rt.observer import NAMES
-from dispose_rt.timing import STAGES, Progress
+from tests.engines.damaged_directory import link_copy
 
 from . import materials
 from .conftest import OUTPUT_NAME, QUICK, Captured, Workshop, list_files, run_command

@@ -1,0 +1,1 @@
+"""The conditions of one clip: where they are kept, and the memory that they need."""

@@ -1,0 +1,277 @@
+"""What a clip needs of the memory, where its conditions go, and how much a run took."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ..contract import Sizes
+from ..device import DTYPE_BYTES, Device
+from ..errors import OutOfMemoryError
+from ..system.memory import free_host_bytes
+from .recomputed import RecomputedClip
+from .store import ClipStore, ResidentClip, Rows, StreamedClip
+
+RESIDENT_SHARE = 0.5
+"""Of the free memory, what a clip may take by itself ("auto"): engines of some backends allocate while they run."""
+
+_POSE_BYTES = 8192
+"""Of one frame's pose on the host, before and after it was aligned, and its share of the joint tracks."""
+
+_TABLE_BYTES = 1024
+"""Of one frame's joint tracks and its share of the tiles' tables, on the device."""
+
+_logger = logging.getLogger("dispose_rt")
+
+
+def row_bytes(rows: Mapping[str, Rows]) -> int:
+    """Bytes of all conditions of one frame."""
+    return sum(math.prod(shape) * DTYPE_BYTES[dtype] for shape, dtype in rows.values())
+
+
+@dataclass(frozen=True)
+class Room:
+    """Memory that is free.
+
+    Attributes:
+        device_bytes: on the device of the engines.
+        host_bytes: on the host; None where nobody knows.
+        shared: whether both are the same memory.
+    """
+
+    device_bytes: int
+    host_bytes: int | None
+    shared: bool
+
+    @classmethod
+    def of(cls, device: Device) -> Room:
+        """Look at what is free now, after others gave back what they keep of the device's for later."""
+        if device.pool.reclaim is not None:
+            device.pool.reclaim()
+        host_bytes, device_bytes = free_host_bytes(), device.memory_bytes()[0]
+        if device.name != "cpu":
+            return cls(device_bytes, host_bytes, shared=False)
+        kept = device.pool.reserved_bytes - device.pool.used_bytes
+        both = device_bytes if host_bytes is None else host_bytes + kept
+        return cls(both, both, shared=True)
+
+
+@dataclass(frozen=True)
+class ClipPlan:
+    """What a clip takes while it is denoised, beside the engines.
+
+    Attributes:
+        frames: its length, the reference included.
+        place: where its conditions go: "device", "host" or "recompute".
+        device_frame_bytes: what every frame takes on the device.
+        device_once_bytes: what a clip of any length takes there.
+        host_frame_bytes: what every frame takes on the host.
+        host_once_bytes: what a clip of any length takes there.
+    """
+
+    frames: int
+    place: str
+    device_frame_bytes: int
+    device_once_bytes: int
+    host_frame_bytes: int
+    host_once_bytes: int
+
+    @property
+    def device_bytes(self) -> int:
+        """All that it takes on the device."""
+        return self.device_once_bytes + self.frames * self.device_frame_bytes
+
+    @property
+    def host_bytes(self) -> int:
+        """All that it takes on the host."""
+        return self.host_once_bytes + self.frames * self.host_frame_bytes
+
+    def missing_bytes(self, room: Room) -> tuple[int, int]:
+        """How much too little is free, on the device and on the host; 0 where it is enough."""
+        if room.shared:
+            return max(self.device_bytes + self.host_bytes - room.device_bytes, 0), 0
+        missing_host = 0 if room.host_bytes is None else max(self.host_bytes - room.host_bytes, 0)
+        return max(self.device_bytes - room.device_bytes, 0), missing_host
+
+    def is_modest(self, room: Room) -> bool:
+        """Whether it takes no more than RESIDENT_SHARE of what is free."""
+        host_bytes = None if room.host_bytes is None else int(RESIDENT_SHARE * room.host_bytes)
+        share = Room(int(RESIDENT_SHARE * room.device_bytes), host_bytes, room.shared)
+        return self.missing_bytes(share) == (0, 0)
+
+    def fitting_frames(self, room: Room) -> int:
+        """The longest clip that fits; 0 if none does."""
+        needs = [(room.device_bytes, self.device_once_bytes, self.device_frame_bytes)]
+        if room.shared:
+            once_bytes, frame_bytes = self.host_once_bytes, self.host_frame_bytes
+            needs = [(free, once + once_bytes, frame + frame_bytes) for free, once, frame in needs]
+        elif room.host_bytes is not None:
+            needs.append((room.host_bytes, self.host_once_bytes, self.host_frame_bytes))
+        return max(min((free - once) // frame for free, once, frame in needs), 0)
+
+
+def estimate_clip(frames: int, sizes: Sizes, rows: Mapping[str, Rows], place: str, kept_bytes: int = 0) -> ClipPlan:
+    """Work out what a clip takes.
+
+    Of every frame the device holds latents, their scaled copy and two sums (64 bytes per 8 x 8 pixels), the cells of
+    its points (4 bytes per 16 x 16 pixels) and about 1 KiB of tables; the host about 8 KiB of poses, and the cells.
+    At 1024 x 576 that is 600 kB and 17 kB. Its conditions come on top of that where they are kept: 11.8 MB there in
+    half precision.
+
+    Args:
+        frames: its length, the reference included.
+        sizes: of the engine directory.
+        rows: by name, shape and dtype of one frame's conditions.
+        place: "device", "host" or "recompute".
+        kept_bytes: what the caller keeps of every frame on the host: the finished picture, say.
+    """
+    area = sizes.width * sizes.height
+    cells = 4 * (area // 256)
+    row, picture = row_bytes(rows), 3 * area
+    rows_on_device = {"device": 0, "host": 2 * sizes.tile, "recompute": 2 * sizes.tile + 1}[place]
+    pictures = (sizes.tile + 2 * sizes.chunk) * picture  # drawn poses of a batch, and decoded chunks
+    return ClipPlan(
+        frames,
+        place,
+        device_frame_bytes=16 * 4 * (area // 64) + cells + _TABLE_BYTES + (row if place == "device" else 0),
+        device_once_bytes=pictures + rows_on_device * row,
+        host_frame_bytes=_POSE_BYTES + cells + kept_bytes + (row if place == "host" else 0),
+        host_once_bytes=pictures + sizes.tile * picture,  # what poses are copied from twice
+    )
+
+
+def plan_run(
+    frames: int, sizes: Sizes, rows: Mapping[str, Rows], place: str, room: Room, kept_bytes: int = 0
+) -> ClipPlan:
+    """Decide where the conditions of a clip go, before the long work on it.
+
+    Args:
+        frames: its length, the reference included.
+        sizes: of the engine directory.
+        rows: by name, shape and dtype of one frame's conditions.
+        place: "device"; "host": pinned memory, streamed tile by tile; "recompute": nowhere, they are computed again for
+            every tile; "auto": the first of these with which the clip takes no more than half of what is free, or else
+            the last.
+        room: what is free now, after the engines were loaded.
+        kept_bytes: see `estimate_clip`.
+
+    Raises:
+        OutOfMemoryError: the clip does not fit. Says what is missing, and what helps.
+    """
+    options = {one: estimate_clip(frames, sizes, rows, one, kept_bytes) for one in ("device", "host", "recompute")}
+    if place == "auto":
+        modest = (one for one in ("device", "host") if options[one].is_modest(room))
+        plan = options[next(modest, "recompute")]
+    else:
+        plan = options[place]
+    _logger.info(
+        "a clip of %d frames takes %s of device and %s of host memory beside the engines, with its conditions in the "
+        "place %r; free are %s and %s",
+        frames,
+        _mega(plan.device_bytes),
+        _mega(plan.host_bytes),
+        plan.place,
+        _mega(room.device_bytes),
+        "an unknown amount" if room.host_bytes is None else _mega(room.host_bytes),
+    )
+    if any(plan.missing_bytes(room)):
+        raise OutOfMemoryError(_refusal(plan, place, room, kept_bytes))
+    if place == "auto" and plan.place == "recompute":
+        _logger.warning(
+            "the conditions of %d frames, %s, fit neither on the device nor into the host's memory. They are computed "
+            "again in every denoising step, which draws the poses and runs the pose and motion networks over the whole "
+            "clip once per step; the results are the same. A shorter clip, a larger stride or engines of a smaller "
+            "size avoid it.",
+            frames,
+            _mega(frames * row_bytes(rows)),
+        )
+    return plan
+
+
+def check_length(frames: int, sizes: Sizes, device: Device, kept_bytes: int = 0) -> None:
+    """Refuse a clip that does not fit wherever its conditions go, before anything is done for it.
+
+    Args:
+        frames: its length as far as it is known, the reference included.
+        sizes: of the engine directory.
+        device: of the engines.
+        kept_bytes: see `estimate_clip`.
+
+    Raises:
+        OutOfMemoryError: the clip does not fit. Says what is missing, and what helps.
+    """
+    plan, room = estimate_clip(frames, sizes, {}, "recompute", kept_bytes), Room.of(device)
+    if any(plan.missing_bytes(room)):
+        raise OutOfMemoryError(_refusal(plan, "auto", room, kept_bytes))
+
+
+def _refusal(plan: ClipPlan, place: str, room: Room, kept_bytes: int) -> str:
+    whose = ("memory", "") if room.shared else ("device memory", "host memory")
+    missing = [f"{size:,} bytes of {name}" for size, name in zip(plan.missing_bytes(room), whose, strict=True) if size]
+    fitting = plan.fitting_frames(room)
+    cures = [f"a shorter clip ({fitting} frames fit)" if fitting else "a shorter clip", "a larger stride"]
+    cures.append("engines of a smaller size")
+    if kept_bytes:
+        cures.append("writing the frames to a file instead of keeping them")
+    if place != "auto":
+        cures.append("conditions_memory='auto'")
+    return (
+        f"a clip of {plan.frames} frames does not fit: {' and '.join(missing)} are missing. With conditions_memory="
+        f"{place!r} it takes {_mega(plan.device_bytes)} on the device and {_mega(plan.host_bytes)} on the host beside "
+        f"the engines. What helps: {', '.join(cures[:-1])}, or {cures[-1]}."
+    )
+
+
+def _mega(size_bytes: int) -> str:
+    return f"{size_bytes / 1e6:,.1f} MB"
+
+
+def place_conditions(plan: ClipPlan, rows: Mapping[str, Rows], device: Device, slots: int) -> ClipStore:
+    """Allocate the place of a clip's conditions.
+
+    Args:
+        plan: says where.
+        rows: by name, shape and dtype of one frame's row.
+        device: where the denoiser runs.
+        slots: frames per tile.
+
+    Raises:
+        OutOfMemoryError: there is no room where they shall go.
+    """
+    if plan.place == "device":
+        return ResidentClip(plan.frames, rows, device)
+    if plan.place == "host":
+        return StreamedClip(plan.frames, rows, device, slots)
+    return RecomputedClip(plan.frames, rows, device, slots)
+
+
+class MemoryWatch:
+    """The most memory of a device that a run had in use.
+
+    On a GPU, that is what the driver reports at the moments that are looked at, less what was in use before the engines
+    were loaded: engines, their workspace and all arrays; other programs' changes count, too. On the CPU, it is our
+    arrays alone.
+
+    Args:
+        device: of the engines.
+        used_before_bytes: memory in use before they were loaded, see `backends.Engines`.
+    """
+
+    def __init__(self, device: Device, used_before_bytes: int) -> None:
+        self._device = device
+        self._before_bytes = used_before_bytes
+        device.pool.reset_peak()
+        self._peak_bytes = 0
+
+    def look(self) -> None:
+        """Take what is in use now into account."""
+        if self._device.name != "cpu":
+            free, total = self._device.memory_bytes()
+            self._peak_bytes = max(self._peak_bytes, total - free - self._before_bytes)
+
+    @property
+    def peak_bytes(self) -> int:
+        """The most so far."""
+        return max(self._peak_bytes, self._device.pool.peak_bytes)

@@ -1,0 +1,1 @@
+"""What this machine and an engine directory can do, and what to type next (`dispose-rt doctor`)."""

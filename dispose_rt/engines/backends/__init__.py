@@ -1,0 +1,5 @@
+"""One file per engine kind behind the small `Engine` protocol."""
+
+from .protocol import Engine, Opener
+
+__all__ = ["Engine", "Opener"]

@@ -1,0 +1,135 @@
+"""ONNX Runtime on the CPU: the backend that runs everywhere and that every other one is measured against."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnxruntime
+
+from ...device import Array, CpuDevice, Stream
+from ...device.cpu import submit
+from ...errors import DeviceError, EngineError
+from ..manifest import Manifest
+from ..signature import Signature, signature_differences
+from .protocol import Engine, Opener
+from .validation import check_alive
+
+_DTYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(bfloat16)": "bfloat16"}
+
+
+class OnnxRuntimeOpener(Opener):
+    """Opens the networks of one engine directory that are ONNX files.
+
+    Args:
+        manifest: the directory. In one of another backend, single networks may be left to ONNX Runtime.
+        device: "auto" or "cpu"; where the directory itself belongs to another backend, whatever that one runs on.
+
+    Raises:
+        DeviceError: the directory is for ONNX Runtime, and the device is no CPU.
+    """
+
+    def __init__(self, manifest: Manifest, device: str) -> None:
+        if manifest.backend == "onnxruntime" and device not in ("auto", "cpu"):
+            raise DeviceError(
+                f"ONNX Runtime runs on the CPU here, device is {device!r}: pass 'cpu' or 'auto', or build GPU engines: "
+                + manifest.rebuild_command(backend="tensorrt_rtx", output=f"{manifest.folder}-tensorrt_rtx")
+            )
+        self._manifest = manifest
+        self._closed = False
+        self.device = CpuDevice()
+        self.stream = self.device.stream()
+
+    def open(self, network: str) -> OnnxRuntimeEngine:
+        """Load one network.
+
+        Raises:
+            EngineError: ONNX Runtime refuses the file, or its tensors are not those of the contract.
+        """
+        if self._closed:
+            raise EngineError(f"the network {network} cannot be opened: its directory was closed. Open it again.")
+        return OnnxRuntimeEngine(self, self._manifest, network)
+
+    def close(self) -> None:
+        """Open no more networks. Calling it twice is fine."""
+        self._closed = True
+        self.device.close()
+
+
+class OnnxRuntimeEngine(Engine):
+    """One network as an ONNX Runtime session.
+
+    Raises:
+        EngineError: ONNX Runtime refuses the file, or its tensors are not those of the contract.
+    """
+
+    def __init__(self, opener: OnnxRuntimeOpener, manifest: Manifest, network: str) -> None:
+        super().__init__(
+            network, manifest.sizes, manifest.networks[network].compute_dtype, opener.device, opener.stream
+        )
+        path = manifest.engine_path(network)
+        again = f"Build the directory again: {manifest.rebuild_command()}"
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        try:
+            session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # ONNX Runtime raises a dozen unrelated types
+            raise EngineError(f"{network}: ONNX Runtime cannot load {path}: {error}. {again}") from error
+        differences = signature_differences(network, self._sizes, self._compute_dtype, _signature_of(session))
+        if differences:
+            listed = "; ".join(differences)
+            raise EngineError(
+                f"{path} is not the engine that it should be: file and contract differ: {listed}. {again}"
+            )
+        if "bfloat16" in {tensor.resolve_dtype(self._compute_dtype) for tensor in self._specs.values()}:
+            raise EngineError(
+                f"{network}: ONNX Runtime takes no bfloat16 tensors on the CPU. Build the directory with --precision "
+                "fp32 or fp16, or for another backend."
+            )
+        self._session: onnxruntime.InferenceSession | None = session
+        self._binding: onnxruntime.IOBinding | None = None
+
+    def _place(self, name: str, array: Array) -> None:
+        self._binding = None
+
+    def _resize(self) -> None:
+        self._binding = None
+
+    def _queue(self, stream: Stream) -> None:
+        if self._binding is None:  # a new one, not a changed one: a graph may hold the one before
+            self._binding = self._bind_tensors()
+        submit(stream, self._run_binding, self._binding, tuple(self._tensors.values()))
+
+    def _bind_tensors(self) -> onnxruntime.IOBinding:
+        assert self._session is not None
+        binding = self._session.io_binding()
+        for spec, bind in (
+            *((tensor, binding.bind_input) for tensor in self._spec.inputs),
+            *((tensor, binding.bind_output) for tensor in self._spec.outputs),
+        ):
+            array = self.tensor(spec.name)
+            bind(spec.name, "cpu", 0, np.dtype(array.dtype), self.shape(spec.name), array.address)
+        return binding
+
+    def _run_binding(self, binding: onnxruntime.IOBinding, arrays: tuple[Array, ...]) -> None:
+        self._check_open()
+        assert self._session is not None
+        check_alive(arrays)  # a graph may be launched late
+        try:
+            self._session.run_with_iobinding(binding)
+        except Exception as error:
+            raise EngineError(
+                f"the network {self.name} failed in ONNX Runtime: {error}. `dispose-rt doctor` tries out the engines"
+            ) from error
+
+    def _free(self) -> None:
+        self._session = self._binding = None
+
+
+def _signature_of(session: onnxruntime.InferenceSession) -> dict[str, Signature]:
+    """Dtype and shape of every tensor as the file declares them; what it leaves open is a name, or "?"."""
+    return {
+        tensor.name: (
+            _DTYPES.get(tensor.type, tensor.type),
+            tuple(dim if isinstance(dim, int) else str(dim or "?") for dim in tensor.shape),
+        )
+        for tensor in (*session.get_inputs(), *session.get_outputs())
+    }

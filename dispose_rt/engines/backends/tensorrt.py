@@ -1,0 +1,328 @@
+"""TensorRT engines on an NVIDIA GPU, built with either flavour of TensorRT."""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from ...device import Array, Graph, Stream, resolve_device
+from ...device.cuda import CudaDevice
+from ...errors import DeviceError, EngineError, OutOfMemoryError
+from ...system.sealed_file import read_sealed, write_sealed
+from ..manifest import Manifest
+from ..signature import Signature, signature_differences
+from .protocol import Engine, Opener
+from .tensorrt_flavour import RUNTIME_CACHE_SUFFIX, life_lock, load_flavour, name_dimensions, read_head
+
+
+class TensorRtOpener(Opener):
+    """What the TensorRT engines of one directory share: GPU, runtime, stream, and one scratch memory for all.
+
+    Args:
+        manifest: a directory built for "tensorrt_rtx" or "tensorrt".
+        device: "auto", "cuda" or "cuda:N".
+
+    Raises:
+        EngineError: that flavour of TensorRT is not installed.
+        DeviceError: there is no such GPU.
+    """
+
+    device: CudaDevice
+
+    def __init__(self, manifest: Manifest, device: str) -> None:
+        self.manifest = manifest
+        self.flavour = load_flavour(manifest.backend)
+        self.device = CudaDevice(resolve_device(device))
+        self.device.make_current()
+        self.log = self.flavour.create_log()
+        self.runtime: Any = self.flavour.create_runtime(self.log)
+        self.stream = self.device.stream()
+        self.scratch = Scratch(self.stream)
+
+    def open(self, network: str) -> TensorRtEngine:
+        """Load one network.
+
+        Raises:
+            EngineError: the file is missing, damaged, foreign, or not the contract's network.
+            DeviceError: the GPU lacks memory.
+        """
+        if self.runtime is None:
+            raise EngineError(f"the network {network} cannot be opened: its directory was closed. Open it again.")
+        built_with = self.manifest.networks[network].backend
+        if built_with != self.flavour.name:
+            raise EngineError(f"{network} was built for {built_with}, and is opened with {self.flavour.name}")
+        self.device.make_current()
+        return TensorRtEngine(self, network)
+
+    def capture(self, body: Callable[[], None]) -> Graph:
+        """See `Opener.capture`."""
+        return _ScratchGraph(self.stream.capture(body), self.scratch)
+
+    def close(self) -> None:
+        """Free what the engines share, after the engines. Calling it twice is fine."""
+        if self.runtime is not None:
+            self.scratch.close()
+            self.stream.close()
+            with life_lock():
+                self.runtime = None
+            self.device.close()
+
+
+class Scratch:
+    """One block of memory in which all engines of a directory compute, one after the other.
+
+    Safe because runs that share it follow each other on one stream. It grows when an engine that needs more is
+    allocated, and moves then; what was captured before would compute at the old place.
+
+    Attributes:
+        moves: how often it has moved.
+    """
+
+    def __init__(self, stream: Stream) -> None:
+        self._stream = stream
+        self._memory: Array | None = None
+        self._contexts: dict[int, Any] = {}
+        self.moves = 0
+
+    def attach(self, context: Any, size_bytes: int) -> None:
+        """Let a context compute here.
+
+        Args:
+            context: an execution context whose memory is the caller's business.
+            size_bytes: what it needs.
+
+        Raises:
+            OutOfMemoryError: the GPU lacks memory; engines that were attached before keep what they had.
+            DeviceError: it would have to grow, and a graph is being captured.
+        """
+        if self._memory is None or self._memory.nbytes < size_bytes:
+            self._grow(size_bytes)
+        self._contexts[id(context)] = context
+        self._point([context])
+
+    def _grow(self, size_bytes: int) -> None:
+        device = self._stream.device
+        device.check_allocation()
+        before = self._memory.nbytes if self._memory is not None else 0
+        self._stream.synchronize()
+        self._release()  # first: the two need not fit side by side
+        try:
+            self._memory = device.empty((size_bytes,), "uint8")
+        except OutOfMemoryError:
+            if before:
+                with contextlib.suppress(OutOfMemoryError):
+                    self._memory = device.empty((before,), "uint8")
+            raise
+        finally:
+            if self._memory is None:
+                self._contexts.clear()  # they attach again before they run
+            self._point(self._contexts.values())
+
+    def _point(self, contexts: Iterable[Any]) -> None:
+        if self._memory is not None:
+            for context in contexts:
+                context.set_device_memory(self._memory.address, self._memory.nbytes)
+
+    def _release(self) -> None:
+        if self._memory is not None:
+            self._memory.free()
+            self._memory = None
+            self.moves += 1
+
+    def serves(self, context: Any) -> bool:
+        """Whether a context computes here."""
+        return id(context) in self._contexts
+
+    def detach(self, context: Any) -> None:
+        """Forget a context."""
+        self._contexts.pop(id(context), None)
+
+    def close(self) -> None:
+        """Free the memory, after the runs in it. Calling it twice is fine."""
+        self._contexts.clear()
+        self._release()
+
+
+class _ScratchGraph(Graph):
+    """A graph whose kernels compute where the scratch memory was when it was captured."""
+
+    def __init__(self, graph: Graph, scratch: Scratch) -> None:
+        self._graph = graph
+        self._scratch = scratch
+        self._moves = scratch.moves
+
+    def launch(self, stream: Stream) -> None:
+        """See `Graph.launch`. Refused once the scratch memory has moved."""
+        if self._scratch.moves != self._moves:
+            raise DeviceError(
+                "the graph computes in memory that TensorRT engines have given up since: one that was allocated or run "
+                "after the capture needed more, or they were closed. Allocate all of them first, or capture it again."
+            )
+        self._graph.launch(stream)
+
+    def close(self) -> None:
+        """See `Graph.close`."""
+        self._graph.close()
+
+
+class TensorRtEngine(Engine):
+    """One network: an engine, its context, and a place on the GPU for each of its tensors."""
+
+    def __init__(self, opener: TensorRtOpener, network: str) -> None:
+        compute_dtype = opener.manifest.networks[network].compute_dtype
+        super().__init__(network, opener.manifest.sizes, compute_dtype, opener.device, opener.stream)
+        self._opener = opener
+        self._context: Any = None
+        self._cache: _RuntimeCache | None = None
+        self._built_limits = dict(self._limits)
+        self._was_limited = False
+        self._engine: Any = _deserialize(opener, network)
+        try:
+            self._check_signature()
+            self._create_context()
+            self._set_shapes()
+        except BaseException:
+            self.close()
+            raise
+
+    def _create_context(self) -> None:
+        opener = self._opener
+        gpu = opener.device.gpu
+        path = opener.manifest.folder / f"{self.name}.{gpu.capability}{RUNTIME_CACHE_SUFFIX}"
+        kept = read_sealed(path) if opener.flavour.has_runtime_cache else None
+        self._context, cache = opener.flavour.create_context(self._engine, kept)
+        if self._context is None:
+            raise EngineError(
+                f"{opener.flavour.name} cannot prepare {self.name} on the {gpu.name}:\n{opener.log.quote()}"
+            )
+        if cache is not None:
+            self._cache = _RuntimeCache(path, cache, kept)
+            self._cache.save()
+
+    def allocate(self) -> None:
+        """See `Engine.allocate`."""
+        super().allocate()
+        scratch = self._opener.scratch
+        if not scratch.serves(self._context):
+            scratch.attach(self._context, self._scratch_bytes())
+
+    def _scratch_bytes(self) -> int:
+        """What the runs that follow need; for the largest shapes of the build, as TensorRT has set itself up."""
+        largest = int(self._engine.device_memory_size_v2)
+        if not self._was_limited:
+            return largest
+        self._opener.device.make_current()
+        needed = int(self._context.update_device_memory_size_for_shapes())
+        self._require(needed > 0 or largest == 0, f"to size its memory for {self._dynamic}")
+        return needed
+
+    def _place(self, name: str, array: Array) -> None:
+        self._require(self._context.set_tensor_address(name, array.address), f"to place {name}")
+
+    def _resize(self) -> None:
+        self._opener.device.make_current()
+        self._set_shapes()
+        self._was_limited |= self._limits != self._built_limits
+        if self._was_limited:  # what it needs, and how it divides that, goes with the shapes from now on
+            self._opener.scratch.detach(self._context)
+
+    def _set_shapes(self) -> None:
+        for tensor in self._spec.inputs:
+            if any(dim in self._spec.dynamic for dim in tensor.shape):
+                shape = self.shape(tensor.name)
+                self._require(self._context.set_input_shape(tensor.name, shape), f"{tensor.name} of shape {shape}")
+
+    def _require(self, succeeded: bool, what: str) -> None:
+        if not succeeded:
+            raise EngineError(f"{self.name}: TensorRT refuses {what}:\n{self._opener.log.quote()}")
+
+    def _check_signature(self) -> None:
+        """Compare the engine's tensors with the contract."""
+        theirs = self._signature()
+        lines = signature_differences(self.name, self._sizes, self._compute_dtype, theirs)
+        for tensor in self._spec.inputs:
+            if not lines and any(dim in self._spec.dynamic for dim in tensor.shape):
+                largest = tuple(self._engine.get_tensor_profile_shape(tensor.name, 0)[2])
+                if largest != self.shape(tensor.name):
+                    lines.append(f"{tensor.name} is at most {list(largest)}, expected {list(self.shape(tensor.name))}")
+        if lines:
+            path = self._opener.manifest.engine_path(self.name)
+            raise EngineError(
+                f"{path} is not the engine that it should be: engine and contract differ: {'; '.join(lines)}. "
+                + _rebuild(self._opener)
+            )
+
+    def _signature(self) -> dict[str, Signature]:
+        """Dtype and shape of the engine's tensors; what is dynamic gets the contract's name for it, or "?"."""
+        engine = self._engine
+        ours = {tensor.name: tensor.shape for tensor in (*self._spec.inputs, *self._spec.outputs)}
+        theirs = {}
+        for name in (engine.get_tensor_name(index) for index in range(engine.num_io_tensors)):
+            shape = name_dimensions(tuple(engine.get_tensor_shape(name)), ours.get(name, ()), self._spec.dynamic)
+            theirs[name] = (self._opener.flavour.dtype_name(engine.get_tensor_dtype(name)), shape)
+        return theirs
+
+    def _queue(self, stream: Stream) -> None:
+        self._opener.device.make_current()
+        if not self._context.execute_async_v3(stream.handle):
+            raise EngineError(f"the network {self.name} failed in TensorRT:\n{self._opener.log.quote()}")
+
+    def capture_problem(self, stream: Stream) -> str | None:
+        """See `Engine.capture_problem`."""
+        self._check_open()
+        if self._opener.flavour.is_capturable(self._context, stream.handle):
+            return None
+        return f"{self._opener.flavour.name} says that runs of {self.name} cannot be captured"
+
+    def _free(self) -> None:
+        with contextlib.suppress(DeviceError):  # whoever waits for a run is told that it failed
+            self._opener.device.make_current()
+            self.stream.synchronize()
+        if self._cache is not None:
+            self._cache.save()
+        if self._context is not None:
+            self._opener.scratch.detach(self._context)
+        self._context = self._cache = self._engine = None  # in this order: each refers to the next
+
+
+class _RuntimeCache:
+    """Kernels that TensorRT for RTX compiled for this GPU, beside the engine, so that the next start is fast."""
+
+    def __init__(self, path: Path, cache: Any, kept: bytes | None) -> None:
+        self._path = path
+        self._cache = cache
+        self._kept = kept
+
+    def save(self) -> None:
+        """Write what is new. A folder that cannot be written costs the time of the next start, and nothing else."""
+        memory = self._cache.serialize()
+        content = bytes(memory) if memory is not None else b""
+        if content and content != self._kept and write_sealed(self._path, content):
+            self._kept = content
+
+
+def _rebuild(opener: TensorRtOpener) -> str:
+    return f"Build the directory again: {opener.manifest.rebuild_command()}"
+
+
+def _deserialize(opener: TensorRtOpener, network: str) -> Any:
+    path = opener.manifest.engine_path(network)
+    problem = opener.flavour.plan_problem(*read_head(path))
+    if problem:
+        raise EngineError(f"{path} cannot be used: {problem}. {_rebuild(opener)}")
+    opener.log.messages.clear()
+    # mapped, not read: TensorRT copies what it needs, and a plan has up to gigabytes
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as plan:
+        refusal = opener.flavour.refusal(opener.runtime, plan)
+        engine = None if refusal else opener.runtime.deserialize_cuda_engine(plan)
+    if refusal:
+        raise EngineError(f"{path} cannot be used on the {opener.device.gpu.name}: {refusal}. {_rebuild(opener)}")
+    if engine is None:
+        raise EngineError(
+            f"{opener.flavour.name} {opener.flavour.version} cannot load {path}:\n{opener.log.quote()}\n"
+            + _rebuild(opener)
+        )
+    return engine

@@ -1,0 +1,59 @@
+"""Finds the engine directory that fits a reference image."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+from ..errors import ManifestError
+from .manifest import Manifest, find_directories, read_manifest
+from .preflight import Host, check_directory
+
+
+class EngineDirectories:
+    """One engine directory, or a folder of several, each of them fit for use.
+
+    Args:
+        root: an engine directory, or a parent of engine directories.
+        device: "auto", "cpu", "cuda" or "cuda:N".
+        host: what the machine has; None looks.
+
+    Raises:
+        ManifestError: there is none, or one of them is damaged, was built for another version, or does not run here.
+        InputError: the device is unknown.
+    """
+
+    def __init__(self, root: Path, device: str = "auto", host: Host | None = None) -> None:
+        self._manifests: list[Manifest] = []
+        failures: list[ManifestError] = []
+        folders = find_directories(root)
+        for folder in folders:
+            try:
+                manifest = read_manifest(folder)
+                check_directory(manifest, device, host)
+            except ManifestError as error:
+                failures.append(error)
+            else:
+                self._manifests.append(manifest)
+        if len(failures) == 1:
+            raise failures[0]
+        if failures:
+            headline = f"{len(failures)} of the {len(folders)} engine directories in {root} cannot be used:"
+            raise ManifestError(headline, [str(failure) for failure in failures])
+
+    @property
+    def manifests(self) -> tuple[Manifest, ...]:
+        """All of them."""
+        return tuple(self._manifests)
+
+    def pick(self, width: int, height: int) -> Manifest:
+        """Return the directory whose aspect ratio is nearest to an image's; the larger one of two equally near."""
+        if not width or not height:
+            raise ManifestError("an image without pixels has no aspect ratio")
+        aspect = math.log(width / height)
+
+        def distance(manifest: Manifest) -> tuple[float, int]:
+            sizes = manifest.sizes
+            return round(abs(math.log(sizes.width / sizes.height) - aspect), 6), -sizes.width * sizes.height
+
+        return min(self._manifests, key=distance)

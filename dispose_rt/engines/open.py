@@ -1,0 +1,83 @@
+"""Opens the networks of an engine directory, each with the backend that its record names."""
+
+from __future__ import annotations
+
+from .backends import Engine, Opener
+from .manifest import Manifest
+
+
+class Engines:
+    """The networks of one engine directory, loaded when first asked for and kept until closed.
+
+    Args:
+        manifest: the directory.
+        device: "auto", "cpu", "cuda" or "cuda:N".
+
+    Attributes:
+        used_before_bytes: memory of the directory's device that was in use before its networks were loaded.
+    """
+
+    def __init__(self, manifest: Manifest, device: str = "auto") -> None:
+        self.used_before_bytes = 0
+        self._manifest = manifest
+        self._device = device
+        self._openers: dict[str, Opener] = {}
+        self._loaded: dict[str, Engine] = {}
+
+    def __call__(self, network: str) -> Engine:
+        """Return a network, loading it the first time.
+
+        Raises:
+            EngineError: its backend is not installed, or refuses the file.
+            DeviceError: the device is not there, or does not fit.
+        """
+        if network not in self._loaded:
+            self._loaded[network] = self._opener(self._manifest.networks[network].backend).open(network)
+        return self._loaded[network]
+
+    @property
+    def opener(self) -> Opener:
+        """What the directory's own engines share: device, stream, and how their runs are captured."""
+        return self._opener(self._manifest.backend)
+
+    def _opener(self, backend: str) -> Opener:
+        if backend not in self._openers:
+            opener = self._openers[backend] = _make_opener(backend, self._manifest, self._device)
+            if backend == self._manifest.backend:
+                free, total = opener.device.memory_bytes()
+                self.used_before_bytes = total - free
+        return self._openers[backend]
+
+    def close(self) -> None:
+        """Free all engines and what they share. Calling it twice is fine."""
+        for engine in self._loaded.values():
+            engine.close()
+        for opener in self._openers.values():
+            opener.close()
+        self._loaded.clear()
+        self._openers.clear()
+
+
+def _make_opener(backend: str, manifest: Manifest, device: str) -> Opener:
+    # imported here: each needs packages that the others do without
+    if backend == "onnxruntime":
+        from .backends.onnxruntime import OnnxRuntimeOpener
+
+        return OnnxRuntimeOpener(manifest, device)
+    if backend == "aotinductor":
+        from .backends.aotinductor import AotInductorOpener
+
+        return AotInductorOpener(manifest, device)
+    from .backends.tensorrt import TensorRtOpener
+
+    return TensorRtOpener(manifest, device)
+
+
+def open_engine(manifest: Manifest, network: str, device: str = "auto") -> Engine:
+    """Load one network of an engine directory with the backend that built it.
+
+    Raises:
+        EngineError: the backend is not installed, or refuses the file.
+        DeviceError: the device is not there, or does not fit.
+    """
+    return Engines(manifest, device)(network)

@@ -1,0 +1,1 @@
+"""What a caller plugs into a run: progress and observers."""

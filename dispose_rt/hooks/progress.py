@@ -1,0 +1,113 @@
+"""How long each stage took, and how far a run has come."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from ..errors import Cancelled
+
+ProgressCallback = Callable[[str, int, int], None]
+"""`callback(stage, done, total)`, called from the thread that runs."""
+
+STAGES = ("pose", "load", "motion", "appearance", "conditions", "denoise", "decode")
+"""In the order in which a run goes through them."""
+
+
+class Stopwatch:
+    """Seconds per stage, in the order in which stages first ran."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Add the time spent inside to a stage."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+
+class Progress:
+    """Tells a callback how far each stage is, and stops the run where the caller asked for it.
+
+    Within a stage `done` never falls, and nothing is told twice.
+
+    Args:
+        report: True draws bars on a terminal's standard error (and nothing where there is none), False nothing; a
+            callable gets (stage, done, total).
+        cancel: once it is set, the next tick raises Cancelled.
+    """
+
+    def __init__(self, report: bool | ProgressCallback, cancel: threading.Event | None = None) -> None:
+        self._close: Callable[[], None] | None = None
+        if callable(report):
+            self._report: ProgressCallback | None = report
+        else:
+            self._report = self._open_bar() if report and sys.stderr is not None and sys.stderr.isatty() else None
+        self._cancel = cancel
+        self._stage = ""
+        self._done = self._total = 0
+
+    def _open_bar(self) -> ProgressCallback:
+        from .progress_bar import ProgressBar  # what draws it is not needed otherwise
+
+        bar = ProgressBar()
+        self._close = bar.close
+        return bar
+
+    def begin(self, stage: str, total: int) -> None:
+        """Report that a stage begins.
+
+        Args:
+            stage: one of STAGES.
+            total: its units; at least one is reported, so that a stage without work has an end as well.
+
+        Raises:
+            Cancelled: the caller asked to stop.
+        """
+        self._stage, self._done, self._total = stage, -1, 0
+        self.step(stage, 0, max(total, 1))
+
+    def step(self, stage: str, done: int, total: int) -> None:
+        """Report that `done` of `total` units of a stage are finished.
+
+        Raises:
+            Cancelled: the caller asked to stop.
+        """
+        if stage == self._stage:
+            done = max(done, self._done)
+        self.check(f"at {stage} {done} of {total}")
+        if (stage, done, total) == (self._stage, self._done, self._total):
+            return
+        self._stage, self._done, self._total = stage, done, total
+        if self._report is not None:
+            self._report(stage, done, total)
+
+    def end(self, stage: str, total: int | None = None) -> None:
+        """Report that all units of a stage are finished: so many as are known now, or as were told last.
+
+        Raises:
+            Cancelled: the caller asked to stop.
+        """
+        units = max(self._total if total is None else total, 1)
+        self.step(stage, units, units)
+
+    def check(self, where: str) -> None:
+        """End the run if the caller asked for it.
+
+        Raises:
+            Cancelled: the caller asked to stop. Says where that was, for example "at pose 3 of 40".
+        """
+        if self._cancel is not None and self._cancel.is_set():
+            raise Cancelled(f"cancelled {where}")
+
+    def close(self) -> None:
+        """Leave the terminal in order. Calling it twice is fine."""
+        if self._close is not None:
+            self._close()

@@ -1,0 +1,149 @@
+"""Whose turn it is: one run of an Animator at a time."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from ..errors import BusyError, EngineError, InputError
+
+WHEN_BUSY = ("wait", "raise")
+POLL_S = 0.05
+"""How often somebody who waits looks whether he shall stop waiting."""
+
+CLOSED = "this Animator was closed; make a new one"
+_OWN_RUN = (
+    "this thread is in the middle of another run of the same Animator, and would wait for itself: end the run, close() "
+    "the generator that stream() answered, or use a second Animator"
+)
+
+
+class Turn:
+    """One run's right to use the engines.
+
+    Attributes:
+        thread: whoever runs, or went on with a stream last.
+        work: what a stream that waits for its reader may be ended by; None for a run.
+        paused: whether the reader of a stream is at work on what it got.
+    """
+
+    def __init__(self) -> None:
+        self.thread = threading.current_thread()
+        self.work: Generator[Any] | None = None
+        self.paused = False
+
+
+class Turns:
+    """Gives turns in the order in which they were asked for.
+
+    Args:
+        when_busy: "wait" for whoever has the turn, or "raise" a BusyError.
+
+    Raises:
+        InputError: `when_busy` is neither.
+    """
+
+    def __init__(self, when_busy: str) -> None:
+        if when_busy not in WHEN_BUSY:
+            raise InputError(f"when_busy is {when_busy!r}; choose from {list(WHEN_BUSY)}")
+        self._raises = when_busy == "raise"
+        self._changed = threading.Condition(threading.RLock())  # a garbage collection may end a stream in any line
+        self._waiting: deque[Turn] = deque()
+        self._holder: Turn | None = None
+        self.closed = False
+
+    @property
+    def busy(self) -> bool:
+        """Whether somebody has the turn."""
+        return self._holder is not None
+
+    @contextmanager
+    def take(self, check: Callable[[str], None]) -> Iterator[Turn]:
+        """Wait for a turn, and keep it for the block.
+
+        Args:
+            check: called now and then while waiting, with what is being waited for; raises to stop that.
+
+        Raises:
+            BusyError: this thread has the turn already, or somebody has it and `when_busy` is "raise".
+            EngineError: it was closed.
+        """
+        turn = Turn()
+        try:
+            self._wait(turn, check)
+            yield turn
+        finally:
+            try:
+                self._leave(turn)
+            except KeyboardInterrupt:  # a second Ctrl-C, while the first one is cleaned up after
+                self._leave(turn)
+                raise
+
+    def _wait(self, turn: Turn, check: Callable[[str], None]) -> None:
+        with self._changed:
+            self._refuse(turn)
+            self._waiting.append(turn)
+            while self._holder is not None or self._waiting[0] is not turn:
+                self._changed.wait(POLL_S)
+                check("while waiting for another run to end")
+                self._check_open()
+            self._holder = turn
+            self._waiting.popleft()
+
+    def _refuse(self, turn: Turn) -> None:
+        self._check_open()
+        if self._holder is None:
+            return
+        if self._holder.thread is turn.thread:
+            raise BusyError(_OWN_RUN)
+        if self._raises:
+            raise BusyError(
+                "this Animator is at work on another run: try again when that has ended, make the Animator with "
+                "when_busy='wait', or use a second one"
+            )
+
+    def _check_open(self) -> None:
+        if self.closed:
+            raise EngineError(CLOSED)
+
+    def _leave(self, turn: Turn) -> None:
+        with self._changed:
+            if turn.work is not None:
+                turn.work.close()
+            if turn in self._waiting:
+                self._waiting.remove(turn)
+            if self._holder is turn:
+                self._holder = None
+            self._changed.notify_all()
+
+    def resume(self, turn: Turn) -> None:
+        """The reader of a stream, who may be another thread than before, wants more.
+
+        Raises:
+            EngineError: it was closed meanwhile.
+        """
+        with self._changed:
+            self._check_open()
+            turn.paused = False
+            turn.thread = threading.current_thread()
+
+    def close(self) -> None:
+        """Give no more turns, and wait for the run that has one. A stream whose reader is busy is ended.
+
+        Raises:
+            BusyError: it is this thread's own run, which called this.
+        """
+        with self._changed:
+            mine = threading.current_thread()
+            if self._holder is not None and self._holder.thread is mine and not self._holder.paused:
+                raise BusyError("close() was called in the middle of a run, by its progress or observer: set `cancel`")
+            self.closed = True
+            self._changed.notify_all()
+            while self._holder is not None:
+                if self._holder.paused and self._holder.work is not None:
+                    self._holder.work.close()
+                    return
+                self._changed.wait(POLL_S)

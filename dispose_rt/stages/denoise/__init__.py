@@ -1,0 +1,1 @@
+"""The sampling loop: noise to latents."""

@@ -1,0 +1,262 @@
+"""The sampling loop: per sigma and tile ControlNet, UNet, accumulate; then one guided Euler step on all frames.
+
+On a GPU a step is one graph: captured after the first step, launched for all others. Nothing in it waits, allocates or
+copies from or to the host. The host looks at a step's result while the next one runs.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+
+from ...contract import Sizes
+from ...device import Array, Graph, Stream
+from ...engines.backends import Engine, Opener
+from ...errors import DeviceError, EngineError, PerformanceWarning
+from ...hooks.observer import Observer, is_wanted
+from ...hooks.progress import Progress
+from ...noise import NoiseSource, draw_checked
+from ...types import F32
+from .scheduler import Schedule
+from .step import ClipInputs, DenoisingStep, share_tensors, sum_weights
+from .tiles import Tile
+
+TILES_PER_GRAPH = 16
+"""A graph of a whole step holds that many tiles at most; beyond that the two networks alone are one graph."""
+
+_UNITS_AHEAD = 2
+"""What may be queued ahead of the host: the device never idles, and a cancelled run ends soon."""
+
+
+def initial_latents(noise: NoiseSource, schedule: Schedule, frames: int, sizes: Sizes) -> F32:
+    """Draw the start of the sampler: one tile of noise at the largest sigma, which `Denoiser.run` repeats along time.
+
+    Returns:
+        float32 [tile or frames, 4, height/8, width/8], whichever is less. As in the reference, frame k and frame
+        k + tile start equal.
+    """
+    tile_noise = draw_checked(noise, "latents", (1, sizes.tile, 4, sizes.height // 8, sizes.width // 8))[0]
+    start: F32 = tile_noise[:frames] * schedule.init_noise_sigma
+    return start
+
+
+@dataclass(frozen=True)
+class StepTrace:
+    """What one step computed, for observers.
+
+    Attributes:
+        step: from 0 on.
+        sums: float32 [2, frames, 4, h, w], tile-weighted sums of the unconditional and conditional predictions.
+        weights: float32 [frames], sums of the tile weights.
+        latents: float32 [frames, 4, h, w], after the step.
+    """
+
+    step: int
+    sums: F32
+    weights: F32
+    latents: F32
+
+
+@dataclass(frozen=True)
+class _Unit:
+    """Work that is queued as a whole, and how many tiles are done with it."""
+
+    queue: Callable[[], None]
+    tiles: int
+
+
+class Denoiser:
+    """The sampling loop over one pair of engines.
+
+    Args:
+        controlnet: the "controlnet" engine, or None to run the UNet alone (plain MimicMotion).
+        unet: the "unet" engine.
+        opener: what the engines share: their stream, and how their runs are captured.
+    """
+
+    def __init__(self, controlnet: Engine | None, unet: Engine, opener: Opener) -> None:
+        self._controlnet = controlnet
+        self._unet = unet
+        self._engines = [unet] if controlnet is None else [controlnet, unet]
+        self._opener = opener
+        self._stream = opener.stream
+
+    def allocate(self) -> None:
+        """Give all tensors of the networks their places, those that both use one place. `run` does it where it was not.
+
+        Raises:
+            OutOfMemoryError: the device has no room.
+        """
+        if self._controlnet is not None:
+            share_tensors(self._controlnet, self._unet)
+        for engine in self._engines:
+            engine.allocate()
+
+    def run(
+        self,
+        latents: F32,
+        inputs: ClipInputs,
+        schedule: Schedule,
+        tiles: Sequence[Tile],
+        guidance_scale: float,
+        progress: Progress,
+        observe: Observer | None = None,
+    ) -> Array:
+        """Denoise a clip.
+
+        Args:
+            latents: float32 [n, 4, height/8, width/8], the start of the first n frames, which is that of every next n
+                frames as well; not modified.
+            inputs: conditions of all frames.
+            schedule: sigmas and timesteps.
+            tiles: cover every frame.
+            guidance_scale: g of u + g (c - u).
+            progress: gets a tick per tile, or per step where a step is one graph.
+            observe: gets ("denoise_step", StepTrace) after every step, if it wants it, which makes the device wait for
+                the host.
+
+        Returns:
+            float32 [frames, 4, height/8, width/8] on the device; the caller frees it.
+
+        Raises:
+            EngineError: a network failed, or answered non-finite values.
+            OutOfMemoryError: the device has no room.
+            Cancelled: the caller asked to stop.
+        """
+        self.allocate()
+        observe = observe if is_wanted(observe, "denoise_step") else None
+        total = schedule.steps * len(tiles)
+        with (
+            closing(
+                DenoisingStep(self._controlnet, self._unet, inputs, tiles, schedule, guidance_scale, self._stream)
+            ) as step,
+            closing(_Queue(step, self._engines, progress, total, self._stream)) as queue,
+        ):
+            graph: Graph | None = None
+            try:
+                step.start(latents)
+                units = _units(step, step.predict)
+                for number in range(schedule.steps):
+                    for unit in units:
+                        queue.add(unit)
+                    if number == 0 and schedule.steps > 1:  # by now the engines have compiled, tuned and allocated
+                        queue.drain()
+                        graph = self._capture(step)
+                        units = self._graph_units(step, graph) if graph is not None else units
+                    if observe is not None:
+                        queue.drain()
+                        observe("denoise_step", _trace(number, step, tiles))
+                queue.drain()
+                return step.take_latents()
+            finally:
+                self._stream.synchronize()
+                if graph is not None:
+                    graph.close()
+
+    def _capture(self, step: DenoisingStep) -> Graph | None:
+        """Capture a step, or the networks of a tile; None where the backend cannot, which is said once."""
+        opener = self._opener
+        if opener.uncapturable is None:
+            problems = (engine.capture_problem(self._stream) for engine in self._engines)
+            opener.uncapturable = next((problem for problem in problems if problem is not None), None)
+            if opener.uncapturable is None:
+                try:
+                    return opener.capture(step.queue if _fits_one_graph(step) else step.predict)
+                except (DeviceError, EngineError) as error:
+                    opener.uncapturable = str(error)
+            warnings.warn(
+                f"denoising steps are not captured into a CUDA graph: {opener.uncapturable}. Every kernel is launched "
+                "by itself instead, with the same results; small sizes run slower.",
+                PerformanceWarning,
+                stacklevel=2,
+            )
+        return None
+
+    def _graph_units(self, step: DenoisingStep, graph: Graph) -> list[_Unit]:
+        """A step as one graph, or one unit per tile with its networks as a graph."""
+        if _fits_one_graph(step):
+            return [_Unit(lambda: graph.launch(self._stream), step.tiles)]
+        return _units(step, lambda: graph.launch(self._stream))
+
+
+def _fits_one_graph(step: DenoisingStep) -> bool:
+    return step.capturable and step.tiles <= TILES_PER_GRAPH
+
+
+def _units(step: DenoisingStep, predict: Callable[[], None]) -> list[_Unit]:
+    """A step as one unit per tile, whose networks `predict` queues."""
+    return [_Unit(partial(step.queue_tile, tile, predict), 1) for tile in range(step.tiles)]
+
+
+def _trace(number: int, step: DenoisingStep, tiles: Sequence[Tile]) -> StepTrace:
+    sums, latents = step.download()
+    return StepTrace(number, sums, sum_weights(tiles, len(latents)), latents)
+
+
+class _Queue:
+    """Keeps the device busy with a little work ahead, and tells how far it has come."""
+
+    def __init__(
+        self, step: DenoisingStep, engines: Sequence[Engine], progress: Progress, total: int, stream: Stream
+    ) -> None:
+        device = stream.device
+        self._step = step
+        self._engines = engines
+        self._progress = progress
+        self._total = total
+        self._stream = stream
+        self._done = 0
+        self._flags = device.pinned((_UNITS_AHEAD, 1), "int32")
+        self._marks = [device.event() for _ in range(_UNITS_AHEAD)]
+        self._free = list(range(_UNITS_AHEAD))
+        self._queued: deque[tuple[int, int]] = deque()
+
+    def add(self, unit: _Unit) -> None:
+        """Queue a unit, after waiting for the one before the last.
+
+        Raises:
+            EngineError: a network failed, or answered non-finite values.
+            Cancelled: the caller asked to stop.
+        """
+        if not self._free:
+            self._finish_oldest()
+        mark = self._free.pop()
+        unit.queue()
+        flag = self._flags.rows(mark, mark + 1)
+        flag.copy_from(self._step.nonfinite.reshape(1, 1), self._stream)
+        self._marks[mark].record(self._stream)
+        self._queued.append((mark, unit.tiles))
+
+    def drain(self) -> None:
+        """Wait for everything, see `add`."""
+        while self._queued:
+            self._finish_oldest()
+
+    def _finish_oldest(self) -> None:
+        mark, tiles = self._queued.popleft()
+        self._marks[mark].synchronize()
+        self._free.append(mark)
+        if self._flags.bits[mark, 0]:
+            self._explain_nonfinite()
+        self._done += tiles
+        self._progress.step("denoise", self._done, self._total)
+
+    def _explain_nonfinite(self) -> None:
+        self._stream.synchronize()
+        self._step.check_conditions()
+        for engine in self._engines:
+            engine.check_finite()  # names the network and its tensors
+        raise EngineError(
+            "the networks controlnet and unet answered non-finite values: their precision is too small for these "
+            "weights. Build the engines with --precision bf16 or fp32."
+        )
+
+    def close(self) -> None:
+        """Free events and memory, after the work that uses them."""
+        for mark in self._marks:
+            mark.close()
+        self._flags.free()

@@ -1,0 +1,164 @@
+"""Keeps to one person through a clip, where the published pipeline would draw everybody.
+
+The rule: in the first frame that shows anybody, the most prominent person is chosen, by the area of the box times the
+mean joint score. From there everybody in view is tracked by position, so that somebody who crosses the chosen person's
+way claims his own joints, and only the chosen person is passed on. Where the chosen person is out of sight the frame
+stays empty; after `PATIENCE_FRAMES` of that, the most prominent person then in view takes over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ...errors import NoPersonError
+from ...types import F64, Bools, Pose
+
+PATIENCE_FRAMES = 10
+"""Frames without the chosen person after which somebody else is followed; other people's tracks end then, too."""
+
+REACH = 0.5
+"""How far a person's joints may be from where they were expected, in body sizes, to be taken for the same person."""
+
+COAST_FRAMES = 3
+"""Frames over which a hidden person is expected to keep moving; then to wait."""
+
+MIN_SHARED_JOINTS = 3
+
+
+def follow_person(poses: Sequence[Pose]) -> list[Pose]:
+    """Choose the most prominent person and keep that person alone in every frame.
+
+    Args:
+        poses: the poses of a clip's frames, in order.
+
+    Returns:
+        As many poses, each with at most one person. A clip that never shows two persons at once comes back as it is,
+        however far they jump.
+    """
+    candidates = [[index for index in range(pose.persons) if pose.visible[index].any()] for pose in poses]
+    if all(len(visible) <= 1 for visible in candidates):
+        chosen = [visible[0] if visible else None for visible in candidates]
+    else:
+        chosen = _Follower().choose(poses, candidates)
+    return [_keep(pose, index) for pose, index in zip(poses, chosen, strict=True)]
+
+
+def fill_missing(poses: Sequence[Pose]) -> tuple[list[Pose], list[int]]:
+    """Give frames in which nobody is visible the pose of the nearest frame that shows somebody.
+
+    Args:
+        poses: the poses of a clip's frames, in order.
+
+    Returns:
+        As many poses, and the numbers of the filled frames. Between two equally near frames the earlier one wins.
+
+    Raises:
+        NoPersonError: nobody is visible in any frame.
+    """
+    seen = np.array([number for number, pose in enumerate(poses) if pose.visible.any()])
+    if not seen.size:
+        raise NoPersonError(
+            f"nobody was found in any of the {len(poses)} driving frames; use a video that shows a person clearly, "
+            "large enough and upright"
+        )
+    numbers = np.arange(len(poses))
+    position = np.searchsorted(seen, numbers)
+    earlier, later = seen[np.maximum(position - 1, 0)], seen[np.minimum(position, seen.size - 1)]
+    nearest = np.where(np.abs(later - numbers) < np.abs(numbers - earlier), later, earlier)
+    missing = [number for number, source in enumerate(nearest) if source != number]
+    return [poses[source] for source in nearest], missing
+
+
+def _keep(pose: Pose, index: int | None) -> Pose:
+    """The frame with one person, or with nobody."""
+    if index is not None:
+        return pose if pose.persons == 1 else pose.person(index)
+    # A lone figure without a visible joint is what the estimator answers for an empty frame; it shows nobody already.
+    return pose if pose.persons <= 1 and not pose.visible.any() else pose.person(pose.persons)
+
+
+def _prominence(pose: Pose, index: int) -> float:
+    left, top, right, bottom = pose.boxes_px[index]
+    return float((right - left) * (bottom - top) * pose.joint_scores[index].mean())
+
+
+@dataclass
+class _Walker:
+    """One tracked person: where the joints were last seen and how fast they moved, in fractions of the frame."""
+
+    joints: F64  # [18, 2]
+    visible: Bools  # [18]
+    seen: int
+    velocity: F64  # [2] per frame
+
+    def distance(self, joints: F64, visible: Bools, frame: int) -> float:
+        """Mean distance of a figure's joints from the expected ones, in body sizes."""
+        expected = self.joints + self.velocity * min(frame - self.seen, COAST_FRAMES)
+        body = self.joints[self.visible]
+        size = float(np.hypot(*np.ptp(body, axis=0))) or 1.0
+        return float(np.hypot(*_offsets(expected, self.visible, joints, visible).T).mean()) / size
+
+    def move(self, joints: F64, visible: Bools, frame: int) -> None:
+        """Take a figure for this person."""
+        step = _offsets(self.joints, self.visible, joints, visible).mean(axis=0)
+        self.velocity = step / (frame - self.seen)
+        self.joints, self.visible, self.seen = joints, visible, frame
+
+
+def _offsets(before: F64, before_visible: Bools, after: F64, after_visible: Bools) -> F64:
+    """[n, 2] ways of the joints that both figures show, or of their centres if they share too few."""
+    shared = before_visible & after_visible
+    if np.count_nonzero(shared) >= MIN_SHARED_JOINTS:
+        return after[shared] - before[shared]
+    centres: F64 = np.stack([before[before_visible].mean(axis=0), after[after_visible].mean(axis=0)])
+    return np.diff(centres, axis=0)
+
+
+class _Follower:
+    """Tracks everybody through a clip to know which figure is the chosen person."""
+
+    def __init__(self) -> None:
+        self._walkers: list[_Walker] = []
+        self._chosen: _Walker | None = None
+
+    def choose(self, poses: Sequence[Pose], candidates: Sequence[Sequence[int]]) -> list[int | None]:
+        """Index of the chosen person in every frame; None where out of sight."""
+        chosen: list[int | None] = []
+        for frame, (pose, visible) in enumerate(zip(poses, candidates, strict=True)):
+            found = self._match(pose, visible, frame)
+            self._forget(frame)
+            if self._chosen is None and found:
+                self._chosen = found[max(found, key=lambda index: _prominence(pose, index))]
+            chosen.append(next((index for index, walker in found.items() if walker is self._chosen), None))
+        return chosen
+
+    def _match(self, pose: Pose, visible: Sequence[int], frame: int) -> dict[int, _Walker]:
+        """Give every visible figure to the walker that it fits best, closest pairs first, or to a new walker."""
+        pairs = sorted(
+            (walker.distance(pose.joints[index], pose.visible[index], frame), number, index)
+            for number, walker in enumerate(self._walkers)
+            for index in visible
+        )
+        taken: set[int] = set()
+        found: dict[int, _Walker] = {}
+        for distance, number, index in pairs:
+            if distance <= REACH and number not in taken and index not in found:
+                taken.add(number)
+                found[index] = self._walkers[number]
+        for index in visible:
+            joints, shown = pose.joints[index], pose.visible[index]
+            if index in found:
+                found[index].move(joints, shown, frame)
+            else:
+                found[index] = _Walker(joints, shown, frame, np.zeros(2))
+                self._walkers.append(found[index])
+        return found
+
+    def _forget(self, frame: int) -> None:
+        """End the tracks of people who have been out of sight for too long."""
+        self._walkers = [walker for walker in self._walkers if frame - walker.seen <= PATIENCE_FRAMES]
+        if not any(walker is self._chosen for walker in self._walkers):
+            self._chosen = None

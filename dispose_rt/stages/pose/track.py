@@ -1,0 +1,148 @@
+"""The person of the photo and of the driving video: detected frame by frame, or remembered from an earlier run."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+from ...engines.backends import Engine
+from ...errors import InputError, InputWarning, NoPersonError
+from ...hooks.observer import Observer, is_wanted
+from ...hooks.progress import Progress
+from ...media import Video
+from ...types import F64, U8, Pose
+from .. import pose
+from .cache import CachedVideo, FilmedPoses
+
+_LOG = logging.getLogger("dispose_rt")
+
+
+@dataclass(frozen=True)
+class Detected:
+    """The followed person, in the reference and in every driving frame.
+
+    Attributes:
+        reference: of the fitted photo.
+        frames: of the driving frames.
+        frame_size_px: height, width of the driving frames.
+        missing: driving frames in which nobody could be followed; the nearest frame's pose stands in.
+        boxes_px: of everybody who was found, float64 [persons, 4] xyxy per driving frame.
+        time_stamps: when each driving frame is shown, in seconds from the first; None where they are evenly spaced.
+    """
+
+    reference: Pose
+    frames: list[Pose]
+    frame_size_px: tuple[int, int]
+    missing: tuple[int, ...] = ()
+    boxes_px: tuple[F64, ...] = ()
+    time_stamps: tuple[Fraction, ...] | None = None
+
+
+class PersonFinder:
+    """Finds the person to animate, and the one to follow.
+
+    Args:
+        person_detector: the engine.
+        pose_estimator: the engine.
+        progress: gets a tick per driving frame.
+        observe: gets "driving" frames.
+    """
+
+    def __init__(
+        self, person_detector: Engine, pose_estimator: Engine, progress: Progress, observe: Observer | None
+    ) -> None:
+        self._detector = pose.PersonDetector(person_detector)
+        self._estimator = pose.PoseEstimator(pose_estimator)
+        self._progress = progress
+        self._observe = observe
+
+    def estimate(self, image: U8) -> Pose:
+        """Find everybody in a picture."""
+        return pose.find_poses(image, self._detector, self._estimator)
+
+    def find(self, reference: U8, video: Video, step: int, cached: CachedVideo | None = None) -> Detected:
+        """Find the person in the reference and in every `step`-th frame of the video.
+
+        Args:
+            reference: uint8 [height, width, 3], RGB, the fitted photo.
+            video: is read frame by frame, unless its poses are remembered and nobody wants to see the frames.
+            step: distance between the frames that are used.
+            cached: where the poses of such a video are remembered.
+
+        Raises:
+            NoPersonError: nobody is visible in the reference, or in the whole video.
+            InputError: the video has no frames, or cannot be read to its end.
+            EngineError: a network failed.
+            Cancelled: the caller asked to stop.
+        """
+        [followed] = pose.follow_person([self.estimate(reference)])
+        if not followed.visible.any():
+            raise NoPersonError(
+                "nobody was found in the reference image; pass a picture that shows one person clearly, from the knees "
+                "or feet to the head, upright"
+            )
+        filmed = self._find_filmed(video, step, cached)
+        poses, missing = pose.fill_missing(pose.follow_person(filmed.poses))
+        if missing:
+            _warn_missing(missing, step)
+        boxes_px = tuple(one.boxes_px for one in filmed.poses)
+        size_px = (video.height, video.width)
+        return Detected(followed, poses, size_px, tuple(missing), boxes_px, filmed.time_stamps)
+
+    def _find_filmed(self, video: Video, step: int, cached: CachedVideo | None) -> FilmedPoses:
+        known = None if cached is None else cached.load()
+        if known is not None and (known.time_stamps is not None) == video.is_variable:
+            _LOG.info("poses of %d frames of %s are remembered", len(known.poses), video.name)
+            if not is_wanted(self._observe, "driving"):
+                return known
+        filmed = self._read(video, step, known)
+        if cached is not None and known is None and _is_whole(video, step, len(filmed.poses)):
+            cached.store(filmed)
+        return filmed
+
+    def _read(self, video: Video, step: int, known: FilmedPoses | None) -> FilmedPoses:
+        """Go through the video, and estimate the poses that are not known."""
+        poses: list[Pose] = []
+        times: list[Fraction] = []
+        remembered = known.poses if known is not None else ()
+        expected = expected_frames(video, step)
+        for frame, time_s in _timed(video, step):  # one at a time: a long video does not fit into memory
+            poses.append(remembered[len(poses)] if len(poses) < len(remembered) else self.estimate(frame))
+            if time_s is not None:
+                times.append(time_s)
+            if self._observe is not None:
+                self._observe("driving", frame)
+            # where the number of frames is not known, one more is always to come
+            self._progress.step("pose", len(poses), max(expected or len(poses) + 1, len(poses)))
+        if not poses:
+            raise InputError("the video has no frames; pass one that plays")
+        return FilmedPoses(poses, tuple(times) or None)
+
+
+def expected_frames(video: Video, step: int) -> int | None:
+    """How many frames of a video are used, as far as it tells."""
+    return None if video.frame_count is None else -(-video.frame_count // step)
+
+
+def _is_whole(video: Video, step: int, frames: int) -> bool:
+    """A truncated video shall be told of again in the next run, which reading it does."""
+    return expected_frames(video, step) in (None, frames)
+
+
+def _timed(video: Video, step: int) -> Iterator[tuple[U8, Fraction | None]]:
+    """Frames with their time stamps, which those of an even row do not need."""
+    if video.is_variable:
+        yield from video.timed_frames(step)
+    else:
+        for frame in video.frames(step):
+            yield frame, None
+
+
+def _warn_missing(missing: Sequence[int], step: int) -> None:
+    frames = ", ".join(str(number * step) for number in missing[:20])
+    more = f" and {len(missing) - 20} more" if len(missing) > 20 else ""
+    message = f"nobody was found in the video's frames {frames}{more}; the pose of the nearest frame stands in there"
+    warnings.warn(message, InputWarning, stacklevel=2)

@@ -1,0 +1,209 @@
+"""Builds one network's files: load -> trace -> verify -> compile, in a scratch folder, then renames them into place."""
+
+from __future__ import annotations
+
+import gc
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeAlias, TypeVar
+
+import torch
+from torch import nn
+
+from dispose_rt.engines.backends.tensorrt_flavour import FLAVOURS
+from dispose_rt.contract import Sizes
+from dispose_rt.errors import EngineError
+from dispose_rt.engines.manifest import NetworkRecord, Signature, record_file
+from dispose_rt.engines.signature import contract_signature
+
+from ..compile.aotinductor import compare_package, compile_package
+from .plan import RECIPES, NetworkPlan, resolve_shapes
+from .records import FAILED, forget_record, scratch_folder, share_files, write_record
+from .worker import BuildWorker, report
+from ..checkpoints import Weights
+from ..compile.trace import export_onnx
+from ..compile.precision import apply_precision
+from ..compile.tensorrt import build_plan
+from ..compile.verify import compare_onnx, comparison_sizes, expected_outputs
+
+WIDE_CHANNELS = 128
+"""Networks with this many channels at the outermost level or more are handled in a process of their own."""
+
+TIMING_CACHE = "timing.cache"
+
+Result = TypeVar("Result")
+StepProgress: TypeAlias = Callable[[str], None]
+"""Gets what is being done: "tracing", "compiling: 40 %"."""
+
+
+def build_network(
+    plan: NetworkPlan, weights: Weights, output: Path, worker: BuildWorker, progress: StepProgress
+) -> NetworkRecord:
+    """Build one network into an engine directory.
+
+    The files are written and verified in a scratch folder, then renamed into place, then recorded: whenever this stops,
+    the directory holds the old state, or files without a record, which the next build writes again.
+
+    Raises:
+        CheckpointError: its weights are missing, damaged, or of other shapes.
+        VerificationError: it does not compute what PyTorch computes.
+        EngineError: a compiler refuses it.
+        DisposeError: a compiler crashed, or memory ran out.
+    """
+    start = time.perf_counter()
+    forget_record(output, plan.spec.name)
+    with scratch_folder(output) as scratch:
+        build = _NetworkBuild(plan, weights, scratch, worker, progress)
+        verification, signature = build.run(output / TIMING_CACHE)
+        path = scratch / plan.file_name
+        names = [path.name, *sorted(other.name for other in scratch.glob(f"{path.name}.*"))]
+        for name in names:
+            (scratch / name).replace(output / name)
+    files = tuple(record_file(output, name) for name in names)
+    share_files(output, files)
+    record = NetworkRecord(files, plan.build_key, plan.compute_dtype, verification, plan.backend, signature)
+    write_record(output, plan.spec.name, record, time.perf_counter() - start)
+    return record
+
+
+class _NetworkBuild:
+    """The steps of one network, all of them in the scratch folder."""
+
+    def __init__(
+        self, plan: NetworkPlan, weights: Weights, scratch: Path, worker: BuildWorker, progress: StepProgress
+    ) -> None:
+        self._plan = plan
+        self._weights = weights
+        self._scratch = scratch
+        self._worker = worker
+        self._progress = progress
+
+    def run(self, timing_cache: Path) -> tuple[dict[str, float], dict[str, Signature]]:
+        """Write the file that the backend opens. Answers the measured errors and the compiler's view of the tensors."""
+        plan = self._plan
+        if plan.backend == "aotinductor":
+            errors = self._package(self._scratch / plan.file_name)
+            return errors, contract_signature(plan.spec.name, plan.sizes, plan.compute_dtype)
+        onnx = self._scratch / f"{plan.spec.name}.onnx"
+        verification: dict[str, float] = {}
+        if plan.spec.published:
+            shutil.copyfile(self._weights.published_file(plan.spec.name, self._scratch), onnx)
+        else:
+            verification = self._export(onnx)
+        if plan.backend not in FLAVOURS:
+            return verification, {}
+        return verification, self._compile(onnx, timing_cache)
+
+    def _compile(self, onnx: Path, timing_cache: Path) -> dict[str, Signature]:
+        plan = self._plan
+        try:
+            return self._in_worker("compiling", compile_engine, plan, onnx, timing_cache)
+        except EngineError as error:
+            kept = self._scratch.parent / FAILED / onnx.name
+            kept.parent.mkdir(exist_ok=True)
+            for path in (onnx, *onnx.parent.glob(f"{onnx.name}.*")):
+                path.replace(kept.with_name(path.name))
+            raise EngineError(f"{error}\nThe graph is kept as {kept}; {_reduce_hint(plan.backend, kept)}") from error
+
+    def _export(self, onnx: Path) -> dict[str, float]:
+        """Trace the network, and compare it with PyTorch."""
+        plan = self._plan
+        sizes = comparison_sizes(plan.sizes)
+        wanted = self._files_at(plan.sizes, sizes, onnx)
+        self._step("tracing", trace_network, plan, self._weights, wanted)
+        self._step("running PyTorch", run_network, plan, self._weights, sizes, "cpu", self._expected)
+        compared = wanted[-1][1]
+        errors = self._step("comparing", compare_onnx, plan.spec, compared, self._expected, plan.tolerance)
+        shutil.rmtree(self._expected.parent)
+        return errors
+
+    def _package(self, path: Path) -> dict[str, float]:
+        """Compile the network with AOTInductor, and compare it with PyTorch."""
+        plan = self._plan
+        device = "cpu" if plan.devices == ("cpu",) else "cuda"
+        sizes = comparison_sizes(plan.sizes) if device == "cpu" else plan.sizes
+        wanted = self._files_at(plan.sizes, sizes, path)
+        self._in_worker("compiling", compile_network, plan, self._weights, wanted, device)
+        self._step("running PyTorch", run_network, plan, self._weights, sizes, device, self._expected)
+        compared = wanted[-1][1]
+        return self._in_worker(
+            "comparing", compare_package, plan.spec, compared, self._expected, device, plan.tolerance
+        )
+
+    @property
+    def _expected(self) -> Path:
+        """What PyTorch computes."""
+        return self._scratch / "compared" / "expected.npz"
+
+    def _files_at(self, own: Sizes, comparable: Sizes, path: Path) -> list[tuple[Sizes, Path]]:
+        """The file to write, and behind it a small one to compare instead where its own size cannot be run here."""
+        aside = self._scratch / "compared"
+        aside.mkdir()
+        if resolve_shapes(self._plan.spec, comparable) == resolve_shapes(self._plan.spec, own):
+            return [(own, path)]
+        return [(own, path), (comparable, aside / path.name)]
+
+    def _in_worker(self, label: str, step: Callable[..., Result], *arguments: Any) -> Result:
+        self._progress(label)
+        return self._worker.run(f"{self._plan.spec.name}: {label}", step, *arguments, progress=self._progress)
+
+    def _step(self, label: str, step: Callable[..., Result], *arguments: Any) -> Result:
+        """Run a step here, or in the worker where it needs much memory."""
+        if self._plan.sizes.channels[0] >= WIDE_CHANNELS:
+            return self._in_worker(label, step, *arguments)
+        self._progress(label)
+        result = step(*arguments)
+        gc.collect()
+        return result
+
+
+def _reduce_hint(backend: str, onnx: Path) -> str:
+    variable = "POLYGRAPHY_USE_TENSORRT_RTX=1 " if backend == "tensorrt_rtx" else ""
+    check = f"--check polygraphy convert polygraphy_debug.onnx --convert-to trt --strongly-typed -o {onnx.stem}.engine"
+    return f"to find the part that is refused:\n  {variable}polygraphy debug reduce {onnx} -o reduced.onnx {check}"
+
+
+def trace_network(plan: NetworkPlan, weights: Weights, wanted: list[tuple[Sizes, Path]]) -> None:
+    """Write the network as ONNX, once per size."""
+    module = _ready_module(plan, weights)
+    for sizes, path in wanted:
+        export_onnx(module, plan.spec, sizes, plan.compute_dtype, path)
+
+
+def compile_network(plan: NetworkPlan, weights: Weights, wanted: list[tuple[Sizes, Path]], device: str) -> None:
+    """Compile the network with AOTInductor, once per size."""
+    module = _ready_module(plan, weights).to(device)
+    for sizes, path in wanted:
+        compile_package(module, plan.spec, sizes, plan.compute_dtype, device=device, output=path)
+
+
+def compile_engine(plan: NetworkPlan, onnx: Path, timing_cache: Path) -> dict[str, Signature]:
+    """Compile an ONNX file with TensorRT, beside it."""
+    return build_plan(
+        onnx,
+        plan.spec,
+        plan.sizes,
+        plan.compute_dtype,
+        flavour=plan.backend,
+        targets=plan.devices,
+        timing_cache=timing_cache,
+        output=onnx.with_name(plan.file_name),
+        progress=lambda phase, done, total: report(f"compiling: {phase} {done}/{total}"),
+    )
+
+
+def run_network(plan: NetworkPlan, weights: Weights, sizes: Sizes, device: str, path: Path) -> None:
+    """Store what PyTorch computes in float32, from weights that were never rounded: that is part of the error."""
+    torch.backends.cudnn.allow_tf32 = False
+    module = _build_module(plan, weights).to(device)
+    expected_outputs(module, plan.spec, sizes, plan.compute_dtype, path)
+
+
+def _ready_module(plan: NetworkPlan, weights: Weights) -> nn.Module:
+    return apply_precision(_build_module(plan, weights), plan.spec.name, plan.compute_dtype)
+
+
+def _build_module(plan: NetworkPlan, weights: Weights) -> nn.Module:
+    return RECIPES[plan.spec.name].build(weights).eval().requires_grad_(False)

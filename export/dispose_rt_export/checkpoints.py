@@ -1,0 +1,390 @@
+"""Published weight files: found, read safely and lazily, and loaded into modules without a key too few or too many.
+
+The layout is the one that the README of DisPose asks for, one folder with everything in it.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from dispose_rt.engines.manifest import sha256_of
+from dispose_rt.errors import CheckpointError
+
+Tensors: TypeAlias = dict[str, Tensor]
+Config: TypeAlias = Mapping[str, Any]
+
+SVD = "stable-video-diffusion-img2vid-xt-1-1"
+SD15 = "stable-diffusion-v1-5"
+PROMPT_TOKENS = 77
+
+_HUB = "https://huggingface.co"
+_SVD_HUB = f"{_HUB}/stabilityai/{SVD} (gated: log in and accept its licence there first)"
+_SD15_HUB = f"{_HUB}/{SD15}/{SD15}"
+_DWPOSE_HUB = f"{_HUB}/yzd-v/DWPose"
+_CMP_FOLDER = "cmp/experiments/semiauto_annot/resnet50_vip+mpii_liteflow/checkpoints"
+_CMP_FILE = "ckpt_iter_42000.pth.tar"
+
+
+@dataclass(frozen=True)
+class PublishedFile:
+    """One file of the published layout.
+
+    Attributes:
+        paths: where it may lie, relative to the checkpoint folder, best choice first.
+        origin: where to download it.
+    """
+
+    paths: tuple[str, ...]
+    origin: str
+
+
+def _weights(folder: str, stem: str, origin: str, pickled: str = "") -> PublishedFile:
+    """Weights of a diffusers or transformers folder; half precision first, because the reference reads that one."""
+    names = (f"{stem}.fp16.safetensors", f"{stem}.safetensors")
+    pickles = (f"{pickled or stem}.fp16.bin", f"{pickled or stem}.bin")
+    return PublishedFile(tuple(f"{folder}/{name}" for name in (*names, *pickles)), origin)
+
+
+def _dwpose(name: str) -> PublishedFile:
+    return PublishedFile((f"dwpose/{name}", f"DWPose/{name}"), _DWPOSE_HUB)
+
+
+FILES: Mapping[str, PublishedFile] = {
+    "mimicmotion": PublishedFile(("MimicMotion_1-1.pth",), f"{_HUB}/tencent/MimicMotion"),
+    "dispose": PublishedFile(("DisPose.pth",), f"{_HUB}/lihxxx/DisPose"),
+    "cmp": PublishedFile(
+        (
+            f"cmp/{_CMP_FILE}",
+            _CMP_FILE,
+            *(f"{root}{_CMP_FOLDER}/{_CMP_FILE}" for root in ("mimicmotion/modules/", "../mimicmotion/modules/", "")),
+        ),
+        f"{_HUB}/MyNiuuu/MOFA-Video-Hybrid, in models/{_CMP_FOLDER}",
+    ),
+    "person_detector": _dwpose("yolox_l.onnx"),
+    "pose_estimator": _dwpose("dw-ll_ucoco_384.onnx"),
+    "svd_vae": _weights(f"{SVD}/vae", "diffusion_pytorch_model", _SVD_HUB),
+    "image_encoder": _weights(f"{SVD}/image_encoder", "model", _SVD_HUB, "pytorch_model"),
+    "sd15_unet": _weights(f"{SD15}/unet", "diffusion_pytorch_model", _SD15_HUB),
+    "sd15_vae": _weights(f"{SD15}/vae", "diffusion_pytorch_model", _SD15_HUB),
+    "sd15_text_encoder": _weights(f"{SD15}/text_encoder", "model", _SD15_HUB, "pytorch_model"),
+    "sd15_vocabulary": PublishedFile((f"{SD15}/tokenizer/vocab.json",), _SD15_HUB),
+    "sd15_merges": PublishedFile((f"{SD15}/tokenizer/merges.txt",), _SD15_HUB),
+}
+"""Weight files and tokenizer files by name."""
+
+CONFIG_FILES: Mapping[str, PublishedFile] = {
+    "svd_unet": PublishedFile((f"{SVD}/unet/config.json",), _SVD_HUB),
+    "svd_vae": PublishedFile((f"{SVD}/vae/config.json",), _SVD_HUB),
+    "svd_scheduler": PublishedFile((f"{SVD}/scheduler/scheduler_config.json",), _SVD_HUB),
+    "image_encoder": PublishedFile((f"{SVD}/image_encoder/config.json",), _SVD_HUB),
+    "sd15_unet": PublishedFile((f"{SD15}/unet/config.json",), _SD15_HUB),
+    "sd15_vae": PublishedFile((f"{SD15}/vae/config.json",), _SD15_HUB),
+    "sd15_scheduler": PublishedFile((f"{SD15}/scheduler/scheduler_config.json",), _SD15_HUB),
+    "sd15_text_encoder": PublishedFile((f"{SD15}/text_encoder/config.json",), _SD15_HUB),
+}
+"""Configuration files by the name that `Weights.configs` has for them."""
+
+
+@dataclass(frozen=True)
+class Component:
+    """A part of a weight file: the names that begin with `prefix`, which is cut off.
+
+    Attributes:
+        file: name in FILES.
+        prefix: what the names of this component begin with in the file.
+        nested: key under which the file keeps its tensors.
+    """
+
+    file: str
+    prefix: str = ""
+    nested: str = ""
+
+
+COMPONENTS: Mapping[str, Component] = {
+    "unet": Component("mimicmotion", "unet."),
+    "pose_net": Component("mimicmotion", "pose_net."),
+    "controlnet": Component("dispose"),
+    "cmp": Component("cmp", "module.", nested="state_dict"),
+    **{name: Component(name) for name in ("svd_vae", "image_encoder", "sd15_unet", "sd15_vae", "sd15_text_encoder")},
+}
+"""What `Weights.tensors` can read, by name."""
+
+
+class Weights(ABC):
+    """Where network builders get tensors, configurations and token ids from: files, or anything that stands in."""
+
+    @property
+    @abstractmethod
+    def configs(self) -> Mapping[str, Config]:
+        """Parsed configuration files by name, see CONFIG_FILES."""
+
+    @abstractmethod
+    def tensors(self, component: str) -> Tensors:
+        """Tensors of a component (see COMPONENTS) under their published names, prefix removed; not to be written to."""
+
+    @abstractmethod
+    def source(self, component: str) -> str:
+        """What to call the origin of a component in an error message."""
+
+    @abstractmethod
+    def tokenize(self, prompt: str) -> Tensor:
+        """Token ids of a prompt for the SD 1.5 text encoder, padded: int64 [1, 77]."""
+
+    @abstractmethod
+    def fingerprint(self, file: str) -> Mapping[str, Any]:
+        """What identifies the contents of a file (see FILES), for build keys; can be written as JSON."""
+
+    @property
+    @abstractmethod
+    def provenance(self) -> Mapping[str, Mapping[str, Any]]:
+        """Where everything comes from, for the manifest: a fingerprint per file."""
+
+    @abstractmethod
+    def published_file(self, name: str, scratch: Path) -> Path:
+        """The ONNX file of a network that is published as one.
+
+        Args:
+            name: "person_detector" or "pose_estimator".
+            scratch: existing folder that it may be written into where it does not lie on disk already.
+        """
+
+    def unet(self) -> Tensors:
+        return self.tensors("unet")
+
+    def pose_net(self) -> Tensors:
+        return self.tensors("pose_net")
+
+    def controlnet(self) -> Tensors:
+        return self.tensors("controlnet")
+
+    def cmp(self) -> Tensors:
+        return self.tensors("cmp")
+
+    def svd_vae(self) -> Tensors:
+        return self.tensors("svd_vae")
+
+    def image_encoder(self) -> Tensors:
+        return self.tensors("image_encoder")
+
+    def sd15_unet(self) -> Tensors:
+        return self.tensors("sd15_unet")
+
+    def sd15_vae(self) -> Tensors:
+        return self.tensors("sd15_vae")
+
+    def sd15_text_encoder(self) -> Tensors:
+        return self.tensors("sd15_text_encoder")
+
+
+class Checkpoint(Weights):
+    """A folder of published files. Finding them is checked at once; reading happens when a component is asked for.
+
+    Args:
+        folder: what the README of DisPose calls `pretrained_weights`.
+
+    Raises:
+        CheckpointError: the folder does not exist, or files are missing; all of them are named, with their origins.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        if not self.folder.is_dir():
+            raise CheckpointError(
+                f"{self.folder} is not a directory", remedy="Pass the folder that holds the published weights."
+            )
+        self._files = _locate(self.folder, FILES)
+        self._config_files = _locate(self.folder, CONFIG_FILES)
+        missing = [file for name, file in FILES.items() if name not in self._files]
+        missing += [file for name, file in CONFIG_FILES.items() if name not in self._config_files]
+        if missing:
+            raise CheckpointError(
+                f"{self.folder} lacks {len(missing)} of the published files:",
+                [f"{file.paths[0]}, from {file.origin}" for file in missing],
+                "Download each to its path. Weights without '.fp16' in their name, '.bin' files, a folder DWPose, "
+                f"and {_CMP_FILE} right in the folder or where the research code has it are found as well.",
+            )
+        self._opened: dict[str, Tensors] = {}
+        self._fingerprints: dict[Path, Mapping[str, Any]] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Another process opens the files for itself; it need not hash them again."""
+        return {**self.__dict__, "_opened": {}}
+
+    def path(self, name: str) -> Path:
+        """Where a file of FILES lies."""
+        return self._files[name]
+
+    @cached_property
+    def configs(self) -> Mapping[str, Config]:
+        return {name: _read_json(path) for name, path in self._config_files.items()}
+
+    def tensors(self, component: str) -> Tensors:
+        """All tensors of a component under their published names, prefix removed.
+
+        They may be mapped from the file and shared between calls, so they must not be written to.
+
+        Raises:
+            CheckpointError: the file is damaged, or holds anything but tensors.
+        """
+        part = COMPONENTS[component]
+        if part.file not in self._opened:
+            self._opened[part.file] = _read_tensors(self.path(part.file), part.nested)
+        # names of no component are handed on, and found to be unexpected
+        others = tuple(one.prefix for one in COMPONENTS.values() if one.file == part.file and one is not part)
+        return {
+            name.removeprefix(part.prefix): tensor
+            for name, tensor in self._opened[part.file].items()
+            if not name.startswith(others)
+        }
+
+    def source(self, component: str) -> str:
+        return str(self.path(COMPONENTS[component].file))
+
+    def tokenize(self, prompt: str) -> Tensor:
+        from transformers import CLIPTokenizer
+
+        folder = self.path("sd15_vocabulary").parent
+        try:
+            tokenizer = CLIPTokenizer.from_pretrained(str(folder))
+            encoded = tokenizer(prompt, padding="max_length", max_length=PROMPT_TOKENS, truncation=True)
+        except Exception as error:  # the tokenizer library raises bare Exceptions
+            problem = f"the tokenizer in {folder} cannot be used: {_first_line(error)}"
+            raise CheckpointError(problem, remedy=_again(folder)) from error
+        return torch.tensor([encoded["input_ids"]], dtype=torch.int64)
+
+    def fingerprint(self, file: str) -> Mapping[str, Any]:
+        """Size and SHA-256 of a file, read once.
+
+        Raises:
+            CheckpointError: it cannot be read.
+        """
+        return self._fingerprint(self.path(file))
+
+    def _fingerprint(self, path: Path) -> Mapping[str, Any]:
+        if path not in self._fingerprints:
+            try:
+                found = {"size_bytes": path.stat().st_size, "sha256": sha256_of(path)}
+            except OSError as error:
+                raise CheckpointError(f"{path} cannot be read: {error}", remedy=_again(path)) from error
+            self._fingerprints[path] = found
+        return self._fingerprints[path]
+
+    @property
+    def provenance(self) -> Mapping[str, Mapping[str, Any]]:
+        """Size and SHA-256 of every file that was found, by path relative to the folder; reads them all, once."""
+        paths = (*self._files.values(), *self._config_files.values())
+        return {_relative(path, self.folder): self._fingerprint(path) for path in paths}
+
+    def published_file(self, name: str, scratch: Path) -> Path:
+        return self.path(name)
+
+
+def load_strict(module: nn.Module, tensors: Mapping[str, Tensor], source: str, unused: Collection[str] = ()) -> None:
+    """Give a module exactly the published tensors, as float32 copies.
+
+    Args:
+        module: filled in place; may live on the meta device, and leaves it then (non-persistent buffers stay there).
+        tensors: published tensors by name, of any floating-point dtype.
+        source: file that they come from, for the error message.
+        unused: names that may be among the tensors and are dropped on purpose.
+
+    Raises:
+        CheckpointError: names are missing or unexpected, or tensors have another shape or kind; all of them are listed.
+    """
+    expected = module.state_dict()
+    given = {name: tensor for name, tensor in tensors.items() if name not in unused}
+    problems = list(_differences(expected, given))
+    if problems:
+        raise CheckpointError(
+            f"{source} does not hold the tensors of {type(module).__name__}:",
+            problems,
+            "Use the file as its authors published it; other models or versions and converted files do not fit.",
+        )
+    # assigned, not copied into place: the module may be on the meta device; copied, for it may fold weights in place
+    module.load_state_dict({name: _to_float32(tensor) for name, tensor in given.items()}, assign=True)
+
+
+def _to_float32(tensor: Tensor) -> Tensor:
+    return tensor.to(torch.float32 if tensor.is_floating_point() else tensor.dtype, copy=True)
+
+
+def _differences(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> Iterator[str]:
+    for name, tensor in expected.items():
+        if name not in given:
+            yield f"missing: {name} {list(tensor.shape)}"
+        elif given[name].shape != tensor.shape:
+            yield f"wrong shape: {name} is {list(given[name].shape)}, expected {list(tensor.shape)}"
+        elif given[name].is_floating_point() != tensor.is_floating_point():
+            yield f"wrong kind: {name} is {given[name].dtype}, expected {tensor.dtype}"
+    for name in given:
+        if name not in expected:
+            yield f"unexpected: {name} {list(given[name].shape)}"
+
+
+def _locate(folder: Path, wanted: Mapping[str, PublishedFile]) -> dict[str, Path]:
+    """The first existing alternative of every file that has one."""
+    found = {}
+    for name, file in wanted.items():
+        path = next((folder / path for path in file.paths if (folder / path).is_file()), None)
+        if path is not None:
+            found[name] = path
+    return found
+
+
+def _relative(path: Path, folder: Path) -> str:
+    return path.relative_to(folder).as_posix()
+
+
+def _again(path: Path) -> str:
+    return f"Download {path} again. If it is only a few bytes long, it is a Git LFS pointer or an error page."
+
+
+def _read_json(path: Path) -> Config:
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read as JSON: {error}", remedy=_again(path)) from error
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{path} holds a {type(config).__name__}, expected an object", remedy=_again(path))
+    return config
+
+
+def _read_tensors(path: Path, nested: str = "") -> Tensors:
+    """Read a file of named tensors, mapped from the file where its format allows, never running code from it."""
+    try:
+        content = load_file(path) if path.suffix == ".safetensors" else _unpickle(path)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path} cannot be unpickled: it is damaged, or holds Python objects other than tensors, which are not "
+            f"loaded because they could run code: {_first_line(error)}",
+            remedy=_again(path),
+        ) from error
+    except Exception as error:  # a damaged file makes torch and safetensors raise a dozen unrelated types
+        raise CheckpointError(f"{path} is damaged: {_first_line(error)}", remedy=_again(path)) from error
+    tensors = content.get(nested) if nested and isinstance(content, dict) else content
+    if not isinstance(tensors, Mapping) or not tensors or not all(isinstance(v, Tensor) for v in tensors.values()):
+        where = f" under '{nested}'" if nested else ""
+        raise CheckpointError(f"{path} holds no dictionary of named tensors{where}", remedy=_again(path))
+    return dict(tensors)
+
+
+def _unpickle(path: Path) -> Any:
+    with path.open("rb") as file:
+        is_zip = file.read(4) == b"PK\x03\x04"
+    # files from before torch 1.6 are not zip archives and cannot be mapped
+    return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"

@@ -1,0 +1,1 @@
+"""Checkpoints without a download: seeded weights in the published layout."""

@@ -1,0 +1,478 @@
+"""Checkpoints fetched from a hub on this machine that fails in every way a hub can."""
+
+from __future__ import annotations
+
+import errno
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from filelock import FileLock
+from huggingface_hub import constants
+
+from dispose_rt.cli import main
+from dispose_rt.download import Plan, download, inspect_folder, make_plan
+from dispose_rt.download import hub as download_hub
+from dispose_rt.download.errors import GateClosedError, OfflineError
+from dispose_rt.download.files import REPOSITORIES
+from dispose_rt.download.hub import Hub
+from dispose_rt.download.record import read_record
+from dispose_rt.errors import DownloadError, InputError
+from tests.fakes.hub import TOKEN, FakeHub, commit, repos_of, serving, write_placeholders
+
+SVD = REPOSITORIES["svd"].repo
+DISPOSE = "lihxxx/DisPose"
+
+
+@pytest.fixture(autouse=True)
+def nobody_is_logged_in(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("HF_TOKEN", "HF_ENDPOINT", "HF_HUB_OFFLINE", "HUGGING_FACE_HUB_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 500)
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_placeholders(tmp_path_factory.mktemp("source"))
+
+
+@pytest.fixture
+def hub(source: Path) -> Iterator[FakeHub]:
+    with serving(repos_of(source)) as fake:
+        yield fake
+
+
+def fetch(
+    hub: FakeHub, folder: Path, token: str | None = TOKEN, progress: Callable[..., None] | None = None, **options: Any
+) -> Plan:
+    """The plan, after it was carried out."""
+    client = Hub(token, hub.endpoint)
+    plan = make_plan(folder, hub=client, **options)
+    download(plan, hub=client, progress=progress)
+    return plan
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    paths = [path for path in folder.rglob("*") if path.is_file() and path.name != "download.json"]
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
+
+
+def test_the_table_is_what_the_exporter_reads() -> None:
+    from dispose_rt_export.checkpoints import CONFIG_FILES, FILES
+
+    table = [(one, wanted) for one in REPOSITORIES.values() for wanted in one.wanted]
+    published = [*FILES.values(), *CONFIG_FILES.values()]
+    assert {file.paths[0] for file in published} == {wanted.choices[0].local for _, wanted in table}
+    for repository, wanted in table:
+        [file] = [file for file in published if file.paths[0] == wanted.choices[0].local]
+        assert set(file.paths) >= {choice.local for choice in wanted.choices}
+        assert f"/{repository.repo}" in file.origin
+        assert ("gated" in file.origin) == repository.gated
+
+
+def test_the_exporter_takes_the_folder(toy_checkpoint: Path, tmp_path: Path) -> None:
+    from dispose_rt_export.checkpoints import Checkpoint
+
+    with serving(repos_of(toy_checkpoint)) as hub:
+        fetch(hub, tmp_path / "weights")
+    before, after = Checkpoint(toy_checkpoint), Checkpoint(tmp_path / "weights")
+    assert after.configs == before.configs
+    assert after.tokenize("photo of a human").tolist() == before.tokenize("photo of a human").tolist()
+    assert after.tensors("image_encoder").keys() == before.tensors("image_encoder").keys()
+    assert after.provenance == {path: before.provenance[path] for path in contents(tmp_path / "weights")}
+
+
+def test_everything_arrives_and_is_recorded(hub: FakeHub, source: Path, tmp_path: Path) -> None:
+    folder, ticks = tmp_path / "deep" / "weights", []
+    plan = fetch(hub, folder, progress=lambda *tick: ticks.append(tick))
+    assert contents(folder) == contents(source)
+    assert plan.needed_bytes == plan.total_bytes == 3000 * len(plan.files)
+    assert [tick[2] for tick in ticks] == sorted(tick[2] for tick in ticks)
+    assert ticks[-1][2:] == (plan.total_bytes, plan.total_bytes)
+    assert {tick[0] for tick in ticks} == {"download"}
+    record = read_record(folder)
+    assert record.keys() == contents(source).keys()
+    assert record["DisPose.pth"].repo == DISPOSE
+    assert record["DisPose.pth"].revision == commit(1)
+    assert record["cmp/ckpt_iter_42000.pth.tar"].path.startswith("models/cmp/")
+    assert inspect_folder(folder).problems == ()
+    licences = {one.repository.name: one.licence for one in plan.repositories}
+    assert licences["svd"] == "a-licence-with-terms"
+    assert licences["dispose"] == "mit"
+
+
+def test_the_token_goes_to_the_hub_alone(hub: FakeHub, tmp_path: Path) -> None:
+    fetch(hub, tmp_path)
+    assert all(headers["authorization"] == f"Bearer {TOKEN}" for headers in hub.asked("/resolve/"))
+    stored = hub.asked(f"{DISPOSE}/{commit(1)}/")
+    assert stored
+    assert all("authorization" not in headers for headers in stored)
+    assert TOKEN not in (tmp_path / "download.json").read_text()
+
+
+def test_what_is_complete_is_not_fetched_again(hub: FakeHub, tmp_path: Path) -> None:
+    fetch(hub, tmp_path)
+    hub.requests.clear()
+    plan = fetch(hub, tmp_path, token=None)  # nothing is missing: the gate is not even tried
+    assert plan.needed_bytes == 0
+    assert hub.asked("/resolve/") == hub.asked("/resolve/", "HEAD") == []
+
+
+def test_the_gate_is_tried_first(hub: FakeHub, tmp_path: Path) -> None:
+    with pytest.raises(GateClosedError) as caught:
+        fetch(hub, tmp_path, token=None)
+    for words in ("no token was given", f"{hub.endpoint}/{SVD}", "HF_TOKEN", "--only mimicmotion,dispose,sd15"):
+        assert words in str(caught.value)
+    assert all(SVD in path for _, path, _ in hub.requests)
+    assert contents(tmp_path / "weights") == {}
+    with pytest.raises(GateClosedError, match="has no access"):
+        fetch(hub, tmp_path, token="hf_stranger")
+    assert not hub.asked("/resolve/")
+
+
+def test_the_others_need_no_token(hub: FakeHub, tmp_path: Path) -> None:
+    plan = fetch(hub, tmp_path, token=None, only=("dispose", "dwpose"))
+    assert contents(tmp_path).keys() == {"DisPose.pth", "dwpose/yolox_l.onnx", "dwpose/dw-ll_ucoco_384.onnx"}
+    assert "authorization" not in hub.asked("/resolve/")[0]
+    assert [one.repository.name for one in plan.repositories] == ["dispose", "dwpose"]
+    fetch(hub, tmp_path, token=None, only=("cmp",))
+    assert len(read_record(tmp_path)) == 4  # of the first call, too
+
+
+def test_a_gate_that_was_closed_since(hub: FakeHub, tmp_path: Path) -> None:
+    hub.repos[DISPOSE].gated = "manual"
+    with pytest.raises(GateClosedError, match=DISPOSE):
+        fetch(hub, tmp_path, token=None, only=("dispose",))
+
+
+def test_an_interrupted_file_goes_on_where_it_stopped(hub: FakeHub, source: Path, tmp_path: Path) -> None:
+    def interrupt(stage: str, file: str, done_bytes: int, total_bytes: int) -> None:
+        if done_bytes >= 1500:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fetch(hub, tmp_path, only=("dispose",), progress=interrupt)
+    assert not (tmp_path / "DisPose.pth").exists()
+    hub.requests.clear()
+    ticks: list[tuple[Any, ...]] = []
+    plan = fetch(hub, tmp_path, only=("dispose",), progress=lambda *tick: ticks.append(tick))
+    [file] = plan.files
+    assert (file.state, file.needed_bytes) == ("partial", 3000 - file.partial_bytes)
+    assert file.partial_bytes >= 1500
+    assert hub.asked(f"{commit(1)}/DisPose.pth")[-1]["range"] == f"bytes={file.partial_bytes}-"
+    assert ticks[-1][2:] == (file.needed_bytes, file.needed_bytes)
+    assert (tmp_path / "DisPose.pth").read_bytes() == (source / "DisPose.pth").read_bytes()
+    assert not (tmp_path / ".download").exists()
+
+
+@pytest.mark.parametrize(
+    "faults",
+    [
+        ["cut 700", "cut 0", "cut 1100"],
+        ["cut 700", "whole"],
+        ["status 503", "status 500"],
+        ["cut 1000", "status 502", "status 429"],
+        ["silent"],
+    ],
+    ids=str,
+)
+def test_transfers_that_recover(
+    faults: list[str], hub: FakeHub, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 0.3)
+    hub.faults["DisPose.pth"] = list(faults)
+    fetch(hub, tmp_path, only=("dispose",))
+    assert hub.faults["DisPose.pth"] == []
+    assert (tmp_path / "DisPose.pth").read_bytes() == (source / "DisPose.pth").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        ("cut 0!", "broke off.*\n?.*goes on where it stopped"),
+        ("status 503!", "answers 503 for DisPose.pth of lihxxx/DisPose"),
+        ("status 403!", "forbids reading DisPose.pth"),
+        ("status 404!", "there is no DisPose.pth"),
+        ("status 418!", "answers 418"),
+        ("silent!", "did not answer in time"),
+    ],
+)
+def test_transfers_that_do_not_recover(
+    fault: str, words: str, hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 0.1)
+    hub.faults["DisPose.pth"] = ["cut 1000", fault]
+    with pytest.raises(DownloadError, match=words):
+        fetch(hub, tmp_path, only=("dwpose", "dispose"))
+    assert not (tmp_path / "DisPose.pth").exists()
+    hub.faults.clear()
+    plan = fetch(hub, tmp_path, only=("dwpose", "dispose"))
+    assert plan.files[0].partial_bytes == 1000
+    assert inspect_folder(tmp_path, ("dwpose", "dispose")).problems == ()
+
+
+def test_other_bytes_than_the_hub_states(hub: FakeHub, tmp_path: Path) -> None:
+    for path, name in (("DisPose.pth", "dispose"), ("vae/config.json", "sd15")):
+        hub.faults[path] = ["flip"]
+        with pytest.raises(DownloadError, match="other contents than the hub states"):
+            fetch(hub, tmp_path, only=(name,))
+        assert [file for file in contents(tmp_path) if file.endswith((path, ".part"))] == []
+        fetch(hub, tmp_path, only=(name,))
+
+
+def test_a_damaged_rest_is_fetched_anew(
+    hub: FakeHub, source: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    hub.faults["DisPose.pth"] = ["cut 1000", "status 403"]
+    with pytest.raises(DownloadError):
+        fetch(hub, tmp_path, only=("dispose",))
+    [part] = (tmp_path / ".download").glob("*.part")
+    part.write_bytes(b"x" * 1000)
+    fetch(hub, tmp_path, only=("dispose",))
+    assert "fetched anew" in caplog.text
+    assert (tmp_path / "DisPose.pth").read_bytes() == (source / "DisPose.pth").read_bytes()
+    (tmp_path / "DisPose.pth").unlink()
+    part.parent.mkdir()
+    part.write_bytes(b"x" * 9000)  # longer than the file
+    fetch(hub, tmp_path, only=("dispose",))
+    assert (tmp_path / "DisPose.pth").read_bytes() == (source / "DisPose.pth").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda hub: hub.repos.pop(DISPOSE), "there is no lihxxx/DisPose on the hub, or it is private"),
+        (lambda hub: hub.repos[DISPOSE].commits.update({commit(2): {"README.md": b"x"}}), "none of DisPose.pth"),
+        (lambda hub: hub.repos[DISPOSE].commits.update({commit(2): {}}), "does not tell sizes and hashes"),
+        (lambda hub: setattr(hub, "api_status", 503), "out of order: it answers 503"),
+        (lambda hub: setattr(hub, "api_status", 429), "too many requests"),
+        (lambda hub: setattr(hub, "api_status", 200), "cannot be fetched: JSONDecodeError"),
+        (lambda hub: setattr(hub, "api_status", 403), "forbids reading lihxxx/DisPose"),
+    ],
+)
+def test_what_the_hub_may_answer(change: Callable[[FakeHub], Any], words: str, hub: FakeHub, tmp_path: Path) -> None:
+    change(hub)
+    with pytest.raises(DownloadError, match=words):
+        fetch(hub, tmp_path, token=None, only=("dispose",))
+    assert contents(tmp_path / "weights") == {}
+
+
+def test_tokens_that_are_none(hub: FakeHub, tmp_path: Path) -> None:
+    with pytest.raises(DownloadError, match="refuses the token.*\n.*HF_TOKEN"):
+        fetch(hub, tmp_path, token="hf_unknown")
+    for token in ("", "two words", "hf_ä"):
+        with pytest.raises(DownloadError, match="empty or has characters"):
+            Hub(token)
+
+
+def test_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    nobody = Hub(endpoint="http://127.0.0.1:9")
+    with pytest.raises(OfflineError, match="cannot be reached") as caught:
+        make_plan(tmp_path, hub=nobody)
+    for one in REPOSITORIES.values():
+        assert f"http://127.0.0.1:9/{one.repo}/resolve/main/" in str(caught.value)
+    assert "resnet50_vip%2Bmpii_liteflow" in str(caught.value)
+    assert "to stable-video-diffusion-img2vid-xt-1-1/vae/diffusion_pytorch_model.fp16.safetensors" in str(caught.value)
+    assert f"--output {tmp_path} --check" in str(caught.value)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(OfflineError, match="HF_HUB_OFFLINE") as caught:
+        make_plan(tmp_path, only=("dispose",), hub=nobody)
+    assert str(caught.value).count("/resolve/") == 1
+
+
+def test_no_room(hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**6, 10**6, 5999))  # type: ignore[attr-defined]
+        with pytest.raises(DownloadError, match=r"6\.0 KB of room, and 6\.\d KB"):
+            fetch(hub, tmp_path / "weights", only=("dwpose",))
+        assert not (tmp_path / "weights").exists()
+
+    def fill_up(self: object, data: bytes) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(download_hub._Part, "write", fill_up)
+        with pytest.raises(DownloadError, match="disk is full"):
+            fetch(hub, tmp_path / "weights", only=("dwpose",))
+    fetch(hub, tmp_path / "weights", only=("dwpose",))
+
+
+def test_folders_that_cannot_be_filled(hub: FakeHub, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(DownloadError, match="is no directory"):
+        fetch(hub, tmp_path / "file")
+    with pytest.raises(DownloadError, match="cannot be written"):
+        fetch(hub, tmp_path / "file" / "weights", only=("dispose",))
+    (tmp_path / "weights" / "DisPose.pth").mkdir(parents=True)
+    with pytest.raises(DownloadError, match="is a directory where a file belongs"):
+        fetch(hub, tmp_path / "weights", only=("dispose",))
+    (tmp_path / "weights" / ".download").mkdir(exist_ok=True)
+    with (
+        FileLock(tmp_path / "weights" / ".download" / "lock", thread_local=False),
+        pytest.raises(DownloadError, match="another process is downloading"),
+    ):
+        fetch(hub, tmp_path / "weights", only=("dispose",))
+
+
+def test_the_best_choice_that_there_is(hub: FakeHub, tmp_path: Path) -> None:
+    files = hub.repos[SVD].commits[commit(1)]
+    half = files.pop("vae/diffusion_pytorch_model.fp16.safetensors")
+    files |= {"vae/diffusion_pytorch_model.safetensors": b"full", "vae/diffusion_pytorch_model.bin": b"pickled"}
+    files["image_encoder/pytorch_model.bin"] = files.pop("image_encoder/model.fp16.safetensors")
+    fetch(hub, tmp_path, only=("svd",))
+    names = {Path(path).name for path in contents(tmp_path)}
+    assert {name for name in names if "model" in name} == {"diffusion_pytorch_model.safetensors", "pytorch_model.bin"}
+    files["vae/diffusion_pytorch_model.fp16.safetensors"] = half
+    assert make_plan(tmp_path, only=("svd",), hub=Hub(TOKEN, hub.endpoint)).needed_bytes == 0  # what is there will do
+
+
+def test_files_that_lie_elsewhere_or_are_others(hub: FakeHub, source: Path, tmp_path: Path) -> None:
+    (tmp_path / "DWPose").mkdir()
+    shutil.copy(source / "dwpose" / "yolox_l.onnx", tmp_path / "DWPose")
+    (tmp_path / "DisPose.pth").write_bytes(b"a Git LFS pointer")
+    plan = fetch(hub, tmp_path, only=("dispose", "dwpose"))
+    assert [file.state for file in plan.files] == ["different", "complete", "missing"]
+    assert (tmp_path / "DisPose.pth").read_bytes() == (source / "DisPose.pth").read_bytes()
+    assert read_record(tmp_path).keys() == {"DisPose.pth", "DWPose/yolox_l.onnx", "dwpose/dw-ll_ucoco_384.onnx"}
+
+
+def test_revisions(hub: FakeHub, tmp_path: Path) -> None:
+    hub.repos[DISPOSE].commits[commit(2)] = {"DisPose.pth": b"newer"}
+    fetch(hub, tmp_path, only=("dispose",), revisions={"dispose": commit(1)})
+    assert read_record(tmp_path)["DisPose.pth"].revision == commit(1)
+    plan = fetch(hub, tmp_path, only=("dispose",))
+    assert (plan.files[0].state, (tmp_path / "DisPose.pth").read_bytes()) == ("different", b"newer")
+    assert read_record(tmp_path)["DisPose.pth"].revision == commit(2)
+    with pytest.raises(DownloadError, match="has no revision 'v9'"):
+        fetch(hub, tmp_path, only=("dispose",), revisions={"dispose": "v9"})
+    with pytest.raises(InputError, match="'cmp'"):
+        fetch(hub, tmp_path, only=("dispose",), revisions={"cmp": "v9"})
+    with pytest.raises(InputError, match="no weights called 'dwpos'"):
+        fetch(hub, tmp_path, only=("dwpos",))
+
+
+@pytest.mark.parametrize(
+    ("damage", "problem"),
+    [
+        (lambda folder: (folder / "DisPose.pth").unlink(), "DisPose.pth is missing"),
+        (lambda folder: (folder / "DisPose.pth").write_bytes(b"short"), "DisPose.pth has 5 bytes, expected 3000"),
+        (lambda folder: (folder / "DisPose.pth").write_bytes(b"x" * 3000), "DisPose.pth has other contents"),
+        (
+            lambda folder: shutil.move(folder / "DisPose.pth", folder / "x") and (folder / "DisPose.pth").mkdir(),
+            "no file",
+        ),
+    ],
+)
+def test_a_folder_that_changed_since(damage: Callable[[Path], Any], problem: str, hub: FakeHub, tmp_path: Path) -> None:
+    fetch(hub, tmp_path / "weights")
+    copy = shutil.copytree(tmp_path / "weights", tmp_path / "copy")
+    damage(copy)
+    found = inspect_folder(copy)
+    assert [problem in line for line in found.problems] == [True]
+    assert len(found.intact) == len(read_record(copy)) - 1
+    assert inspect_folder(copy, ("cmp", "svd")).problems == ()
+
+
+def test_records_that_cannot_be_used(hub: FakeHub, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(DownloadError, match="has no download.json"):
+        inspect_folder(tmp_path)
+    fetch(hub, tmp_path, only=("dispose",))
+    assert any("MimicMotion_1-1.pth was not downloaded" in line for line in inspect_folder(tmp_path).problems)
+    path = tmp_path / "download.json"
+    intact = path.read_text()
+    for text in (
+        intact.replace('"size_bytes": 3000', '"size_bytes": 3001'),
+        "{",
+        intact.replace('"format": 1', '"format": 2'),
+    ):
+        path.write_text(text)
+        with pytest.raises(DownloadError, match="cannot be used"):
+            inspect_folder(tmp_path)
+    fetch(hub, tmp_path, only=("dispose",))
+    assert "is written anew" in caplog.text
+    assert path.read_text() == intact
+
+
+@pytest.mark.parametrize("path", ["../DisPose.pth", "/etc/passwd", "a/../../b", "C:\\x"])
+def test_a_record_does_not_lead_out_of_the_folder(path: str, tmp_path: Path) -> None:
+    from dispose_rt.download.record import DownloadedFile, write_record
+
+    write_record(tmp_path, {path: DownloadedFile("a/b", "c", commit(1), 1, "0" * 64)})
+    with pytest.raises(DownloadError, match="leads out of the folder"):
+        inspect_folder(tmp_path)
+
+
+def test_without_the_hub_s_package(
+    hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fetch(hub, tmp_path)
+    real = importlib.util.find_spec
+    missing = lambda name, *more: None if name == "huggingface_hub" else real(name, *more)  # noqa: E731
+    monkeypatch.setattr(importlib.util, "find_spec", missing)
+    assert main(["download", "--output", str(tmp_path)]) == 1
+    assert "pip install 'dispose-rt[download]'" in capsys.readouterr().err
+    assert main(["download", "--output", str(tmp_path), "--check"]) == 0
+
+
+def test_the_command(hub: FakeHub, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "weights"
+    environment = {**os.environ, "HF_ENDPOINT": hub.endpoint, "HF_TOKEN": TOKEN, "HF_HOME": str(tmp_path / "home")}
+
+    def run(*arguments: str) -> str:
+        """In a process of its own, which finds the hub and the token in its environment."""
+        command = [sys.executable, "-c", "from dispose_rt.cli import main; raise SystemExit(main())", "download"]
+        command += ["--output", str(folder), *arguments]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert TOKEN not in done.stdout
+        return done.stdout
+
+    def run_here(*arguments: str) -> tuple[int, str, str]:
+        code = main(["download", "--output", str(folder), *arguments])
+        return code, *capsys.readouterr()
+
+    plan = run("--dry-run")
+    for words in (SVD, "a-licence-with-terms, gated", "commercial use", "60.0 KB to fetch of 60.0 KB", "of room"):
+        assert words in plan
+    assert not folder.exists()
+    document = json.loads(run("--json"))
+    assert contents(folder) == contents(source)
+    assert document["fetched_bytes"] == 60000
+    assert document["files"].keys() == contents(source).keys()
+    assert run_here("--check") == (0, f"{folder}: 20 files are what was downloaded\n", "")
+    (folder / "DisPose.pth").unlink()
+    code, _, errors = run_here("--check")
+    assert (code, "  - DisPose.pth is missing\n" in errors) == (1, True)
+    code, output, _ = run_here("--check", "--json")
+    assert (code, json.loads(output)["problems"]) == (1, ["DisPose.pth is missing"])
+    assert "1 file is complete; still to fetch: mimicmotion" in run("--only", "dispose", "--revision", commit(1))
+    for arguments in (("--only", "dwpos"), ("--check", "--dry-run")):
+        assert run_here(*arguments)[0] == 2
+    code, _, errors = run_here("--revision", "v1")
+    assert (code, "NAME=REV" in errors) == (1, True)
+
+
+def test_ctrl_c_says_that_nothing_is_lost(
+    hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("dispose_rt.cli.download._open_hub", lambda token: Hub(token, hub.endpoint))
+    with monkeypatch.context() as patch:
+        patch.setattr(Hub, "fetch", interrupt)
+        assert main(["download", "--output", str(tmp_path), "--only", "cmp"]) == 130
+    assert "the same command goes on where it stopped" in capsys.readouterr().err
+    assert main(["download", "--output", str(tmp_path), "--only", "cmp", "--quiet"]) == 0
+    assert capsys.readouterr() == ("", "")

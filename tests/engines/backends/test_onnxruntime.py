@@ -1,0 +1,101 @@
+"""The ONNX Runtime backend takes what the contract says, and nothing else."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dispose_rt.contract import NETWORKS
+from dispose_rt.engines.backends import Engine
+from dispose_rt.engines.integrity import check_files
+from dispose_rt.engines.manifest import Manifest, read_manifest
+from dispose_rt.engines.open import open_engine
+from dispose_rt.errors import EngineError, InputError, ManifestError
+from tests.golden_case import GoldenCase
+
+
+@pytest.fixture(scope="module")
+def manifest(golden_engines: Callable[..., Path]) -> Manifest:
+    return read_manifest(golden_engines(GoldenCase("one_tile_64")))
+
+
+def embeddings(rows: int = 3, columns: int = 96, dtype: Any = np.float32) -> dict[str, np.ndarray]:
+    return {"embeddings": np.ones((rows, columns), dtype)}
+
+
+def test_every_network_opens_and_is_an_engine(manifest: Manifest) -> None:
+    for name, spec in NETWORKS.items():
+        engine = open_engine(manifest, name)
+        assert isinstance(engine, Engine)
+        assert engine.name == name
+        assert all(engine.max_batch(symbol) == manifest.sizes.limit(symbol) for symbol in spec.dynamic)
+        engine.close()
+
+
+@pytest.mark.parametrize("rows", [1, 18, 256])
+def test_any_number_of_rows_up_to_the_limit(manifest: Manifest, rows: int) -> None:
+    outputs = open_engine(manifest, "point_encoder").run(embeddings(rows))
+    assert [outputs[f"point_features_{i}"].shape for i in range(4)] == [(rows, c) for c in manifest.sizes.channels]
+
+
+@pytest.mark.parametrize(
+    ("inputs", "words"),
+    [
+        ({}, "embeddings is missing"),
+        (embeddings() | {"surprise": np.ones(1)}, "surprise is no input"),
+        (embeddings(dtype=np.float64), "float64"),
+        (embeddings(columns=95), r"\(3, 95\), expected float32 \('points', 96\)"),
+        (embeddings(rows=257), r"\(257, 96\)"),
+        (embeddings(rows=0), r"\(0, 96\)"),
+        ({"embeddings": np.ones((3, 96, 1), np.float32)}, r"\(3, 96, 1\)"),
+    ],
+)
+def test_other_tensors_are_refused(manifest: Manifest, inputs: dict[str, np.ndarray], words: str) -> None:
+    with pytest.raises(InputError, match=f"point_encoder cannot take these tensors.*{words}"):
+        open_engine(manifest, "point_encoder").run(inputs)
+
+
+def test_dynamic_dimensions_must_agree(manifest: Manifest) -> None:
+    flow = np.zeros((2, 2, 64, 64), np.float32)
+    with pytest.raises(InputError, match="trajectory_flow"):
+        open_engine(manifest, "motion_encoder").run({"dense_flow": flow, "trajectory_flow": flow[:1]})
+
+
+def test_a_network_without_that_dimension_says_so(manifest: Manifest) -> None:
+    with pytest.raises(InputError, match="no dynamic dimension of unet"):
+        open_engine(manifest, "unet").max_batch("frames")
+
+
+def test_a_closed_engine_says_so(manifest: Manifest) -> None:
+    engine = open_engine(manifest, "point_encoder")
+    engine.close()
+    engine.close()
+    with pytest.raises(EngineError, match="closed"):
+        engine.run(embeddings())
+
+
+@pytest.fixture
+def copied(manifest: Manifest, tmp_path: Path) -> Manifest:
+    shutil.copytree(manifest.folder, tmp_path / "e")
+    return read_manifest(tmp_path / "e")
+
+
+@pytest.mark.parametrize("kept", [0, 1, 100, -1])
+def test_a_truncated_file_is_a_typed_error(copied: Manifest, kept: int) -> None:
+    path = copied.engine_path("point_encoder")
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(ManifestError, match=r"point_encoder\.onnx has"):
+        check_files(copied)
+    with pytest.raises(EngineError, match=r"point_encoder.*Build the directory again"):
+        open_engine(copied, "point_encoder")
+
+
+def test_a_file_of_another_network_is_a_typed_error(copied: Manifest) -> None:
+    shutil.copyfile(copied.engine_path("pose_net"), copied.engine_path("point_encoder"))
+    with pytest.raises(EngineError, match="file and contract differ"):
+        open_engine(copied, "point_encoder")

@@ -1,0 +1,146 @@
+"""The fit of a clip to the reference's body, against the published one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from dispose_rt.errors import InputError, NoPersonError
+from dispose_rt.stages.pose.align import FIT_JOINTS, Alignment, fit_alignment
+from dispose_rt.types import Pose
+from tests.golden_data import load_golden
+
+from .golden_poses import assert_same_pose, read_pose
+
+CASES = tuple(load_golden("pose_align")["cases"])
+E2E_CASES = tuple(load_golden("e2e")["cases"])
+#: the solver behind numpy.polyfit may round the last bits differently; measured here: 2.3e-16
+ROUNDING = 1e-13
+
+
+def stored_case(case):
+    """Reference, frames, frame size and reference size (both height, width) of a stored case."""
+    arrays = load_golden("pose_align")
+    height, width, _, _, frame_height, frame_width = arrays[f"{case}.hw_fps_stride_framehw"].tolist()
+    frames = [read_pose("pose_align", f"{case}.in{row}.") for row in range(len(arrays[f"{case}.drawn"]))]
+    return read_pose("pose_align", f"{case}.ref."), frames, (frame_height, frame_width), (height, width)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_fit_is_the_published_one(case):
+    alignment = fit_alignment(*stored_case(case))
+    found = [alignment.ax, alignment.ay, alignment.bx, alignment.by]
+    expected = load_golden("pose_align")[f"{case}.fit_ax_ay_bx_by"]
+    np.testing.assert_allclose(found, expected, rtol=0, atol=ROUNDING)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_person_face_and_hand_is_moved(case):
+    arrays = load_golden("pose_align")
+    reference, frames, *sizes = stored_case(case)
+    alignment = fit_alignment(reference, frames, *sizes)
+    for row, frame in enumerate(frames):
+        stored = {name: arrays[f"{case}.out{row}.{name}"] for name in ("candidate", "faces", "hands")}
+        expected = replace(
+            frame,
+            joints=stored["candidate"].reshape(frame.joints.shape),
+            faces=stored["faces"],
+            hands=stored["hands"].reshape(frame.hands.shape),
+        )
+        assert_same_pose(alignment.apply(frame), expected, atol=ROUNDING)
+
+
+@pytest.mark.parametrize("case", E2E_CASES)
+def test_the_end_to_end_clips_are_aligned(case):
+    arrays = load_golden("e2e")
+    count, _, _, height, width = arrays[f"{case}.config"][:5].tolist()
+    reference, *frames = (read_pose("e2e", f"{case}.detected_", row) for row in range(count))
+    alignment = fit_alignment(reference, frames, arrays["drive_frames"].shape[1:3], (height, width))
+    for row, frame in enumerate(frames, start=1):
+        moved = alignment.apply(frame)
+        np.testing.assert_allclose(moved.joints[0], arrays[f"{case}.aligned_candidate"][row], rtol=0, atol=ROUNDING)
+        np.testing.assert_array_equal(moved.visible, arrays[f"{case}.aligned_subset"][row] >= 0)
+        np.testing.assert_array_equal(moved.joint_scores, arrays[f"{case}.aligned_score"][row])
+    np.testing.assert_array_equal(reference.joints[0], arrays[f"{case}.aligned_candidate"][0])
+
+
+def figure(seed: int, persons: int = 1) -> Pose:
+    draws = np.random.default_rng(seed)
+    return Pose(
+        joints=draws.random((persons, 18, 2)),
+        joint_scores=np.ones((persons, 18), np.float32),
+        visible=np.ones((persons, 18), np.bool_),
+        faces=draws.random((persons, 68, 2)),
+        face_scores=np.ones((persons, 68), np.float32),
+        hands=draws.random((2, persons, 21, 2)),
+        hand_scores=np.ones((2, persons, 21), np.float32),
+        boxes_px=np.tile([0.0, 0.0, 10.0, 10.0], (persons, 1)),
+    )
+
+
+def test_a_known_map_is_recovered():
+    """Both frames of 4:3 against a reference of 2:1, moved by a map that keeps shapes."""
+    known = Alignment(ax=0.9, ay=0.9 * (300 / 400) / 200 * 100, bx=-0.2, by=0.3)
+    reference = known.apply(figure(1))
+    found = fit_alignment(reference, [figure(1), figure(1)], (300, 400), (200, 100))
+    np.testing.assert_allclose([found.ax, found.ay, found.bx, found.by], [0.9, 0.3375, -0.2, 0.3], rtol=0, atol=1e-12)
+
+
+def test_hidden_joints_of_the_frame_count_and_hidden_joints_of_the_reference_do_not():
+    reference, frame = figure(1), figure(2)
+    sizes = (100, 100), (100, 100)
+    everything = fit_alignment(reference, [frame], *sizes)
+    hidden_in_frame = replace(frame, visible=np.zeros_like(frame.visible))
+    assert fit_alignment(reference, [hidden_in_frame], *sizes) == everything
+    visible = reference.visible.copy()
+    visible[0, FIT_JOINTS[-1]] = False
+    assert fit_alignment(replace(reference, visible=visible), [frame], *sizes) != everything
+
+
+@pytest.mark.parametrize("joint", [3, 4, 6, 7])
+def test_elbows_and_wrists_do_not_count(joint):
+    reference, frame, sizes = figure(1), figure(2), ((100, 100), (100, 100))
+    moved = frame.joints.copy()
+    moved[0, joint] += 5
+    expected = fit_alignment(reference, [frame], *sizes)
+    assert fit_alignment(reference, [replace(frame, joints=moved)], *sizes) == expected
+
+
+def test_frames_with_several_persons_or_nobody_are_left_out_of_the_fit():
+    reference, sizes = figure(1), ((100, 100), (100, 100))
+    crowd, nobody = figure(3, persons=2), figure(4, persons=0)
+    expected = fit_alignment(reference, [figure(2)], *sizes)
+    assert fit_alignment(reference, [crowd, figure(2), nobody], *sizes) == expected
+
+
+def test_a_clip_of_crowds_is_refused():
+    """The reference code dies of a ValueError here."""
+    assert "ValueError" in str(load_golden("pose_align")["all_frames_two_persons.exception"])
+    with pytest.raises(NoPersonError, match=r"none of the 2 driving frames shows exactly one person.*follow_person"):
+        fit_alignment(figure(1), [figure(2, persons=2), figure(3, persons=2)], (100, 100), (100, 100))
+
+
+@pytest.mark.parametrize("shown", [(), (0,), (3, 4, 6, 7), (3, 4, 6, 7, 17)])
+def test_a_reference_with_too_few_joints_is_refused(shown):
+    reference = figure(1)
+    visible = np.zeros((1, 18), np.bool_)
+    visible[0, list(shown)] = True
+    with pytest.raises(NoPersonError, match=r"the reference image shows [01] of the 14 joints"):
+        fit_alignment(replace(reference, visible=visible), [figure(2)], (100, 100), (100, 100))
+
+
+def test_a_reference_with_nobody_is_refused():
+    with pytest.raises(InputError, match="the reference image shows 0"):
+        fit_alignment(figure(1, persons=0), [figure(2)], (100, 100), (100, 100))
+
+
+@pytest.mark.parametrize("flat", ["reference", "frame"])
+def test_joints_at_one_height_tell_no_size(flat):
+    poses = {"reference": figure(1), "frame": figure(2)}
+    joints = poses[flat].joints.copy()
+    joints[..., 1] = 0.5
+    poses[flat] = replace(poses[flat], joints=joints)
+    with pytest.raises(NoPersonError, match="tells no size"):
+        fit_alignment(poses["reference"], [poses["frame"]], (100, 100), (100, 100))
