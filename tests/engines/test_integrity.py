@@ -215,10 +215,10 @@ def test_a_manifest_that_cannot_be_written_is_a_typed_error(
 _FULL_DISK = """
 import resource, sys
 from pathlib import Path
-from dispose_rt import integrity
-from dispose_rt.directory import EngineDirectories
+from dispose_rt.engines import integrity
+from dispose_rt.engines.directory import EngineDirectories
 from dispose_rt.errors import ManifestError
-from dispose_rt.manifest import read_manifest, write_manifest
+from dispose_rt.engines.manifest import read_manifest, write_manifest
 
 integrity.SETTLED_NS = -10**9
 resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
@@ -245,10 +245,10 @@ def test_a_full_disk_for_real(folder: Path) -> None:
 _READ_ONLY = """
 import os, sys
 from pathlib import Path
-from dispose_rt import integrity
-from dispose_rt.directory import EngineDirectories
-from dispose_rt.integrity import find_damage
-from dispose_rt.manifest import read_manifest
+from dispose_rt.engines import integrity
+from dispose_rt.engines.directory import EngineDirectories
+from dispose_rt.engines.integrity import find_damage
+from dispose_rt.engines.manifest import read_manifest
 
 integrity.SETTLED_NS = -10**9
 folder = Path(sys.argv[1])

@@ -184,10 +184,10 @@ CASES: dict[str, tuple[Damage, str, str]] = {
 _TRIALS = """
 import json, sys
 from dispose_rt import Animator
-from dispose_rt.backends import open_engine
+from dispose_rt.engines.open import open_engine
 from dispose_rt.contract import NETWORKS
-from dispose_rt.doctor import sample_inputs
-from dispose_rt.manifest import read_manifest
+from dispose_rt.doctor.diagnosis import sample_inputs
+from dispose_rt.engines.manifest import read_manifest
 
 for folder, network in json.load(sys.stdin):
     try:

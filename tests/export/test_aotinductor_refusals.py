@@ -55,7 +55,7 @@ class Blocked(importlib.abc.MetaPathFinder):
 
 sys.meta_path.insert(0, Blocked())
 from types import SimpleNamespace
-from dispose_rt.backends.aotinductor import AotInductorOpener, LoadedPackage
+from dispose_rt.engines.backends.aotinductor import AotInductorOpener, LoadedPackage
 from dispose_rt.errors import EngineError
 
 attempts = [

@@ -133,7 +133,7 @@ def test_the_process_ends_with_its_killed_parent(tmp_path):
         "from pathlib import Path\n"
         "sys.path.insert(0, sys.argv[1])\n"
         "from test_build_worker import identify\n"
-        "from export.build_worker import BuildWorker\n"
+        "from dispose_rt_export.build.worker import BuildWorker\n"
         "worker = BuildWorker(Path(sys.argv[2]))\n"
         "print(worker.run('x', identify), flush=True)\n"
         "worker._connection.send_bytes(pickle.dumps((time.sleep, (60,))))\n"

@@ -109,7 +109,7 @@ def test_a_plan_without_targets_does_not_run_on(capability: str) -> None:
 
 _OLD_BUILDERS_IN_CYCLES = """
 import gc
-from dispose_rt.backends.tensorrt_flavour import load_flavour
+from dispose_rt.engines.backends.tensorrt_flavour import load_flavour
 
 flavour = load_flavour("tensorrt_rtx")
 for threshold in range(1, 80):  # at some of them the collector runs in the middle of the log call
