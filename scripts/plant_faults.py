@@ -151,7 +151,7 @@ def run_fault(fault: Fault, suites: Sequence[Sequence[str]], timeout_s: float) -
     """Plant a fault and run suites of tests until one fails.
 
     Returns:
-        "caught" or "survived", or "not planted" where the statement is not in the file any more; and the seconds.
+        "caught", "timed out" or "survived", or "not planted" where the statement is not in the file any more; and the seconds.
     """
     path = ROOT / fault.path
     source = path.read_text(encoding="utf-8")
@@ -161,21 +161,22 @@ def run_fault(fault: Fault, suites: Sequence[Sequence[str]], timeout_s: float) -
     path.write_text(source.replace(fault.before, fault.after), encoding="utf-8")
     try:
         for suite in suites:
-            if suite and not _passes(suite, timeout_s):
-                return "caught", time.monotonic() - start
+            if problem := _find_problem(suite, timeout_s):
+                return problem, time.monotonic() - start
     finally:
         path.write_text(source, encoding="utf-8")
     return "survived", time.monotonic() - start
 
 
-def _passes(suite: Sequence[str], timeout_s: float) -> bool:
+def _find_problem(suite: Sequence[str], timeout_s: float) -> str:
+    """Return "caught" if a test fails, "timed out" if the tests do not end, "" if all pass."""
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-m", "not slow", "-p", "no:cacheprovider", *suite]
     environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
     try:
         ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, timeout=timeout_s, check=False)
-    except subprocess.TimeoutExpired:  # a fault that makes the code wait for ever is noticed by whoever runs the tests
-        return False
-    return ended.returncode in (0, 5)  # 5: no test was collected
+    except subprocess.TimeoutExpired:
+        return "timed out"
+    return "" if ended.returncode in (0, 5) else "caught"  # 5: no test was collected
 
 
 def main() -> int:
