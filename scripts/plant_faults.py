@@ -151,7 +151,7 @@ def run_fault(fault: Fault, suites: Sequence[Sequence[str]], timeout_s: float) -
     """Plant a fault and run suites of tests until one fails.
 
     Returns:
-        "caught", "timed out" or "survived", or "not planted" where the file no longer has the statement; and the seconds.
+        "caught", "timed out" or "survived", or "not planted" where the statement is gone; and the seconds.
     """
     path = ROOT / fault.path
     source = path.read_text(encoding="utf-8")
