@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
 from dispose_rt_export.command import build_engines
+
 from tests.golden_case import E2E_CASES, GoldenCase, Trace, animate
 
 PRECISIONS = ("fp32", "fp16")
