@@ -1,6 +1,6 @@
 """What computes in which precision, and why. THE table of these decisions, and its application to a module.
 
-Applied to the module before it is traced, so that every backend gets the same decisions. `benchmarks/precision.py`
+Applied to the module before it is traced, so that every backend gets the same decisions. `benchmarks/accuracy/precision.py`
 measures the errors that they rest on.
 """
 

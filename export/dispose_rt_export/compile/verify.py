@@ -27,7 +27,7 @@ TOLERANCES = {
     "bf16": {**dict.fromkeys(NETWORKS, 3e-2), "controlnet": 4e-2, "unet": 6e-2},
 }
 """Largest relative error, |ours - torch| / |torch| in the Euclidean norm, per precision and network. About twice what
-`benchmarks/precision.py` measures where every result is rounded: at most 4e-3 in half precision, 3e-2 in bfloat16."""
+`benchmarks/accuracy/precision.py` measures where every result is rounded: at most 4e-3 in half precision, 3e-2 in bfloat16."""
 
 LARGEST_COMPARED_PIXELS = 512 * 512 * 2
 """Pixels of all frames of a tile above which a network is not run for comparison. At 576x1024 the outermost attention
