@@ -22,8 +22,8 @@ torch = pytest.importorskip("torch")
 
 from dispose_rt_export.build.plan import RECIPES  # noqa: E402
 from dispose_rt_export.checkpoints import Checkpoint  # noqa: E402
-from dispose_rt_export.synthetic.published_configs import scale_configs  # noqa: E402
-from dispose_rt_export.synthetic.published_shapes import tensor_shapes  # noqa: E402
+from dispose_rt_export.synthetic.configs import configs_of  # noqa: E402
+from dispose_rt_export.synthetic.shapes import tensor_shapes  # noqa: E402
 from dispose_rt_export.synthetic.random_weights import RandomWeights  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
@@ -213,7 +213,7 @@ def test_accumulation_guidance_and_euler_step_are_those_of_the_kernels(target: T
 def toy_scheduler(steps: int) -> Any:
     from diffusers import EulerDiscreteScheduler
 
-    scheduler = EulerDiscreteScheduler.from_config(dict(scale_configs("toy")["svd_scheduler"]))
+    scheduler = EulerDiscreteScheduler.from_config(dict(configs_of("toy")["svd_scheduler"]))
     scheduler.set_timesteps(steps)
     return scheduler
 
