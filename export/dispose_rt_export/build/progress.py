@@ -98,6 +98,7 @@ class BuildProgress:
         self._stop.set()
         if not self._line.disable:
             self._ticker.join()
+        self._line.clear()  # closing clears no line that came before the delay was over
         self._line.close()
         if error is None and self._known:
             peak = self._peak_bytes()
