@@ -112,7 +112,7 @@ def test_prompts_become_tokens_of_the_vocabulary():
 
 def test_weights_are_sent_to_other_processes_without_their_tensors(toy_checkpoint: Path):
     checkpoint = Checkpoint(toy_checkpoint)
-    checkpoint.svd_vae()
+    checkpoint.tensors("svd_vae")
     checkpoint.fingerprint("svd_vae")
     random = RandomWeights("full")
     for weights in (checkpoint, random):
@@ -122,7 +122,8 @@ def test_weights_are_sent_to_other_processes_without_their_tensors(toy_checkpoin
         assert received.fingerprint("svd_vae") == weights.fingerprint("svd_vae")
         assert received.configs == weights.configs
     assert torch.equal(
-        pickle.loads(pickle.dumps(checkpoint)).svd_vae()["quant_conv.weight"], checkpoint.svd_vae()["quant_conv.weight"]
+        pickle.loads(pickle.dumps(checkpoint)).tensors("svd_vae")["quant_conv.weight"],
+        checkpoint.tensors("svd_vae")["quant_conv.weight"],
     )
 
 

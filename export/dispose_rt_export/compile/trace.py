@@ -1,4 +1,4 @@
-"""From a PyTorch module to a verified-later ONNX file; names, shapes and samples all come from the contract."""
+"""From a PyTorch module to an ONNX file; names, shapes and samples come from the contract."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ EXTERNAL_DATA_BYTES = 1 << 30
 TORCH_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 _CONSTANTS = {"added_time_ids": [[6.0, 127.0, 0.0]], "timestep": [0.9]}
-"""What is not drawn: the published ids, and 0.25 ln sigma in the middle of a usual schedule."""
+"""Inputs that are not drawn: the published ids, and 0.25 ln sigma in the middle of a usual schedule."""
 
 
 def sample_inputs(
     spec: NetworkSpec, sizes: Sizes, compute_dtype: str, dynamic: Mapping[str, int], seed: int = 0
 ) -> dict[str, Tensor]:
-    """Plausible inputs for tracing and for comparing, in the contract's order.
+    """Draw plausible inputs for tracing and comparing, in the contract's order.
 
     Args:
         spec: the network.
         sizes: resolves static symbols.
         compute_dtype: dtype of tensors marked "compute".
         dynamic: a value for every dynamic symbol.
-        seed: same seed, same numbers, in every precision up to rounding.
+        seed: the same seed gives the same numbers, up to rounding to the precision.
     """
     random = np.random.Generator(np.random.PCG64(seed))
     samples = {}
@@ -67,7 +67,7 @@ def _sample(tensor: TensorSpec, shape: tuple[int, ...], random: np.random.Genera
 
 
 def trace_sizes(spec: NetworkSpec, sizes: Sizes) -> dict[str, int]:
-    """Values of the dynamic symbols to trace with: never 1, which tracers take for a constant."""
+    """Return values of the dynamic symbols to trace with: never 1, which tracers take for a constant."""
     return {symbol: max(2, min(3, sizes.limit(symbol))) for symbol in spec.dynamic}
 
 

@@ -13,7 +13,7 @@ START, END = "<|startoftext|>", "<|endoftext|>"
 
 @cache
 def read_vocabulary() -> dict[str, int]:
-    """Token numbers: every byte (as the letter that CLIP writes it as), every byte at the end of a word, the merges, start and end."""
+    """Return token numbers: all bytes in CLIP's letters, all bytes at the end of a word, the merges, start and end."""
     visible = [*range(33, 127), *range(161, 173), *range(174, 256)]
     letters = [chr(byte) for byte in visible] + [chr(256 + i) for i in range(256 - len(visible))]
     words = [*letters, *(f"{letter}</w>" for letter in letters), *(merge.replace(" ", "") for merge in MERGES)]
