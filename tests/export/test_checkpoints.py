@@ -92,14 +92,7 @@ def test_every_component_holds_the_listed_tensors(golden_checkpoint: Path) -> No
     for component in COMPONENTS:
         read = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in checkpoint.tensors(component).items()}
         assert read == published_tensors("spec", component), component
-
-
-def test_named_readers_are_the_components(golden_checkpoint: Path) -> None:
-    checkpoint = Checkpoint(golden_checkpoint)
-    for component in COMPONENTS:
-        tensors = getattr(checkpoint, component)()
-        assert tensors.keys() == checkpoint.tensors(component).keys()
-        assert Path(checkpoint.source(component)).is_file()
+        assert Path(checkpoint.source(component)).is_file(), component
 
 
 def test_configs_are_parsed(golden_checkpoint: Path) -> None:
