@@ -14,8 +14,8 @@ import torch
 from dispose_rt_export.build.plan import RECIPES
 from dispose_rt_export.checkpoints import COMPONENTS, CONFIG_FILES, FILES, Checkpoint
 from dispose_rt_export.compile.trace import sample_inputs
-from dispose_rt_export.synthetic.shapes import STORED_DTYPES, tensor_shapes
 from dispose_rt_export.synthetic.random_weights import RandomWeights, random_module
+from dispose_rt_export.synthetic.shapes import STORED_DTYPES, tensor_shapes
 
 from dispose_rt.contract import NETWORKS, Sizes
 from dispose_rt.errors import InputError
