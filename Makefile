@@ -16,9 +16,9 @@ $(STAMP): $(NATIVE)
 	$(BIN)/python -m pip install --quiet --editable '.[export,tensorrt-rtx,page,test]'
 	touch $@
 
-# toy checkpoint -> engines -> out/demo.mp4 and out/demo.png
+# toy engines -> out/demo.mp4 and out/demo.png
 demo: $(STAMP)
-	$(BIN)/python scripts/demo.py
+	$(BIN)/python examples/demo.py
 
 # two workers, one thread each: most of the time goes into tracing networks, which is Python; files in our order, the
 # longest first (tests/conftest.py)

@@ -1,1 +1,1 @@
-"""What is measured, by scripts: `python benchmarks/NAME.py --help`."""
+"""Benchmarks, run as scripts from an editable installation: `python benchmarks/speed/latency.py --help`."""

@@ -18,14 +18,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import dispose_rt
+from dispose_rt import debug, errors, media, noise, pictures
+from dispose_rt.hooks import observer, progress
+
 ROOT = Path(__file__).resolve().parents[1]
-if str(ROOT) not in sys.path:
-    sys.path.insert(0, str(ROOT))
-
-import dispose_rt  # noqa: E402
-from dispose_rt import debug, errors, media, noise, pictures  # noqa: E402
-from dispose_rt.hooks import observer, progress  # noqa: E402
-
 LINE_LENGTH = 110
 PAGE = ROOT / "docs" / "API.md"
 HEAD = """\

@@ -137,20 +137,20 @@ stage_graph() {
   need_gpu && need_modules torch diffusers cuda av && need_kernels || return
   [[ -f $ENGINES/.build/unet.json ]] || { skip "no full-size packages: run the stage compile"; return; }
   # shellcheck disable=SC2086  # several arguments
-  "$PYTHON" benchmarks/graph_step.py "$ENGINES" --baseline --baseline-seconds 120 \
+  "$PYTHON" benchmarks/speed/graph_step.py "$ENGINES" --baseline --baseline-seconds 120 \
     --json "$RESULTS/graph.json" ${GRAPH_ARGS:-}
 }
 
 stage_bench-kernels() {
   need_gpu && need_modules cuda numpy && need_kernels || return
-  "$PYTHON" benchmarks/kernels.py --json "$RESULTS/kernels.json"
+  "$PYTHON" benchmarks/speed/kernel_times.py --json "$RESULTS/kernels.json"
 }
 
 stage_latency() {
   need_gpu && need_modules torch diffusers cuda av onnxruntime && need_kernels || return
   [[ -f $ENGINES/manifest.json ]] || { skip "no full-size engines: run the stages compile and engines"; return; }
   # shellcheck disable=SC2086  # several arguments
-  "$PYTHON" benchmarks/latency.py "$ENGINES" --frames 35 --runs 2 --networks --baseline --baseline-seconds 120 \
+  "$PYTHON" benchmarks/speed/latency.py "$ENGINES" --frames 35 --runs 2 --networks --baseline --baseline-seconds 120 \
     --json "$RESULTS/latency.json" --plot "$RESULTS/latency.png" ${LATENCY_ARGS:-}
 }
 
@@ -169,7 +169,7 @@ sanitize() {
 stage_step() {
   need_gpu && need_modules torch diffusers av || return
   # shellcheck disable=SC2086  # several arguments
-  "$PYTHON" benchmarks/denoise_step.py --packages "$RESULTS/packages" --budget-seconds $((LIMIT - 20)) \
+  "$PYTHON" benchmarks/speed/denoise_step.py --packages "$RESULTS/packages" --budget-seconds $((LIMIT - 20)) \
     --json "$RESULTS/step.json" ${STEP_ARGS:-}
 }
 
@@ -189,7 +189,7 @@ stage_tensorrt() {
 stage_baseline() {
   need_gpu && need_modules torch diffusers av || return
   # shellcheck disable=SC2086  # several arguments
-  "$PYTHON" benchmarks/baseline.py --budget-seconds $((LIMIT / 2)) --json "$RESULTS/baseline.json" ${BASELINE_ARGS:-}
+  "$PYTHON" benchmarks/reference/baseline.py --budget-seconds $((LIMIT / 2)) --json "$RESULTS/baseline.json" ${BASELINE_ARGS:-}
 }
 
 # Runs a stage within its own limit and what is left of the budget.

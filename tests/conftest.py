@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -107,7 +108,7 @@ def golden_trace(golden_engines: Callable[..., Path]) -> Callable[..., Trace]:
 
 @pytest.fixture(scope="session")
 def toy_checkpoint(kept_folder: Path) -> Path:
-    """The demo's checkpoint, whose pose networks find puppets and nothing else."""
+    """The demo's checkpoint: lanes of its weights carry the picture, and its pose networks find puppets."""
     from dispose_rt_export.synthetic.toy_checkpoint import write_toy_checkpoint
 
     with made_once(kept_folder / "toy-checkpoint") as folder:
@@ -117,13 +118,36 @@ def toy_checkpoint(kept_folder: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def toy_engines(toy_checkpoint: Path, kept_folder: Path) -> Callable[[int, int], Path]:
-    """`toy_engines(width, height)` builds (once) toy engines with tiles of 4 frames beside those of other sizes."""
+def puppet_checkpoint(golden_checkpoint: Path, kept_folder: Path) -> Path:
+    """The golden weights with the demo's pose networks, which find puppets and nothing else."""
+    from dispose_rt_export.synthetic.toy_pose_networks import write_pose_networks
+
+    with made_once(kept_folder / "puppet-checkpoint") as folder:
+        if not folder.exists():
+            part = folder.with_name(f"{folder.name}.part")
+            shutil.copytree(golden_checkpoint, part, copy_function=os.link, ignore=shutil.ignore_patterns("*.onnx"))
+            write_pose_networks(part / "dwpose")
+            part.rename(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def toy_engines(
+    puppet_checkpoint: Path, golden_engines: Callable[..., Path], kept_folder: Path
+) -> Callable[[int, int], Path]:
+    """`toy_engines(width, height)` builds (once) engines that find puppets, with tiles of 4 frames.
+
+    They begin as links to golden engines, so that a build traces only the networks that depend on the size.
+    """
     from dispose_rt_export.command import build_engines
 
     def build(width: int, height: int) -> Path:
+        golden = golden_engines(GoldenCase("one_tile_64"))
         with made_once(kept_folder / "toy-engines" / f"{width}x{height}") as output:
-            build_engines(toy_checkpoint, output, size=(width, height), tile=4, chunk=3)
+            if not output.exists():
+                passing = shutil.ignore_patterns("lock", "manifest.json", ".checked.json")
+                shutil.copytree(golden, output, copy_function=os.link, ignore=passing)
+            build_engines(puppet_checkpoint, output, size=(width, height), tile=4, chunk=3)
         return output
 
     return build

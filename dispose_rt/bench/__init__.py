@@ -18,7 +18,7 @@ JSON holds it:
     lengths   [{frames, tiles, total_s, s_per_frame, first_frame_s, peak_bytes, stages_s}], as in summary; empty
               without --lengths
     networks  [{network, backend, device, batch, seconds, spread_s, rounds}]; empty without --networks
-    baseline  null; benchmarks/latency.py of the source tree puts eager PyTorch there
+    baseline  null; benchmarks/speed/latency.py of the source tree puts eager PyTorch there
     comparison  {with, date, ratios {stage: then / now}}; only with --compare
 
 A spread is the largest value minus the smallest.

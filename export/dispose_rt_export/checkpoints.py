@@ -1,6 +1,6 @@
-"""Published weight files: found, read safely and lazily, and loaded into modules without a key too few or too many.
+"""Published weight files: found, read safely and lazily, and loaded into modules that take exactly their tensors.
 
-The layout is the one that the README of DisPose asks for, one folder with everything in it.
+The layout is that of the README of DisPose: one folder with everything in it.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class PublishedFile:
 
     Attributes:
         paths: where it may lie, relative to the checkpoint folder, best choice first.
-        origin: where to download it.
+        origin: page to download it from.
     """
 
     paths: tuple[str, ...]
@@ -50,7 +50,7 @@ class PublishedFile:
 
 
 def _weights(folder: str, stem: str, origin: str, pickled: str = "") -> PublishedFile:
-    """Weights of a diffusers or transformers folder; half precision first, because the reference reads that one."""
+    """Weights of a diffusers or transformers folder; half precision comes first, since the reference reads it."""
     names = (f"{stem}.fp16.safetensors", f"{stem}.safetensors")
     pickles = (f"{pickled or stem}.fp16.bin", f"{pickled or stem}.bin")
     return PublishedFile(tuple(f"{folder}/{name}" for name in (*names, *pickles)), origin)
@@ -93,17 +93,17 @@ CONFIG_FILES: Mapping[str, PublishedFile] = {
     "sd15_scheduler": PublishedFile((f"{SD15}/scheduler/scheduler_config.json",), _SD15_HUB),
     "sd15_text_encoder": PublishedFile((f"{SD15}/text_encoder/config.json",), _SD15_HUB),
 }
-"""Configuration files by the name that `Weights.configs` has for them."""
+"""Configuration files by their name in `Weights.configs`."""
 
 
 @dataclass(frozen=True)
 class Component:
-    """A part of a weight file: the names that begin with `prefix`, which is cut off.
+    """A part of a weight file: the tensors whose names begin with `prefix`, which is cut off.
 
     Attributes:
         file: name in FILES.
-        prefix: what the names of this component begin with in the file.
-        nested: key under which the file keeps its tensors.
+        prefix: first part of the names in the file.
+        nested: key of the dictionary of tensors in the file.
     """
 
     file: str
@@ -118,11 +118,11 @@ COMPONENTS: Mapping[str, Component] = {
     "cmp": Component("cmp", "module.", nested="state_dict"),
     **{name: Component(name) for name in ("svd_vae", "image_encoder", "sd15_unet", "sd15_vae", "sd15_text_encoder")},
 }
-"""What `Weights.tensors` can read, by name."""
+"""Components of `Weights.tensors` by name."""
 
 
 class Weights(ABC):
-    """Where network builders get tensors, configurations and token ids from: files, or anything that stands in."""
+    """The source of tensors, configurations and token ids for network builders: files, or a stand-in."""
 
     @property
     @abstractmethod
@@ -131,67 +131,40 @@ class Weights(ABC):
 
     @abstractmethod
     def tensors(self, component: str) -> Tensors:
-        """Tensors of a component (see COMPONENTS) under their published names, prefix removed; not to be written to."""
+        """Return the tensors of a component (see COMPONENTS) by published name without prefix; they are read-only."""
 
     @abstractmethod
     def source(self, component: str) -> str:
-        """What to call the origin of a component in an error message."""
+        """Return the name of a component's origin for error messages."""
 
     @abstractmethod
     def tokenize(self, prompt: str) -> Tensor:
-        """Token ids of a prompt for the SD 1.5 text encoder, padded: int64 [1, 77]."""
+        """Return the padded token ids of a prompt for the SD 1.5 text encoder: int64 [1, 77]."""
 
     @abstractmethod
     def fingerprint(self, file: str) -> Mapping[str, Any]:
-        """What identifies the contents of a file (see FILES), for build keys; can be written as JSON."""
+        """Return what identifies the contents of a file (see FILES) in build keys, as JSON values."""
 
     @property
     @abstractmethod
     def provenance(self) -> Mapping[str, Mapping[str, Any]]:
-        """Where everything comes from, for the manifest: a fingerprint per file."""
+        """Fingerprint of every file, for the manifest."""
 
     @abstractmethod
     def published_file(self, name: str, scratch: Path) -> Path:
-        """The ONNX file of a network that is published as one.
+        """Return the ONNX file of a network that is published as one.
 
         Args:
             name: "person_detector" or "pose_estimator".
-            scratch: existing folder that it may be written into where it does not lie on disk already.
+            scratch: existing folder for the file where it is not on disk already.
         """
-
-    def unet(self) -> Tensors:
-        return self.tensors("unet")
-
-    def pose_net(self) -> Tensors:
-        return self.tensors("pose_net")
-
-    def controlnet(self) -> Tensors:
-        return self.tensors("controlnet")
-
-    def cmp(self) -> Tensors:
-        return self.tensors("cmp")
-
-    def svd_vae(self) -> Tensors:
-        return self.tensors("svd_vae")
-
-    def image_encoder(self) -> Tensors:
-        return self.tensors("image_encoder")
-
-    def sd15_unet(self) -> Tensors:
-        return self.tensors("sd15_unet")
-
-    def sd15_vae(self) -> Tensors:
-        return self.tensors("sd15_vae")
-
-    def sd15_text_encoder(self) -> Tensors:
-        return self.tensors("sd15_text_encoder")
 
 
 class Checkpoint(Weights):
-    """A folder of published files. Finding them is checked at once; reading happens when a component is asked for.
+    """A folder of published files. They are located at once, and read when a component is asked for.
 
     Args:
-        folder: what the README of DisPose calls `pretrained_weights`.
+        folder: `pretrained_weights` in the README of DisPose.
 
     Raises:
         CheckpointError: the folder does not exist, or files are missing; all of them are named, with their origins.
@@ -218,11 +191,11 @@ class Checkpoint(Weights):
         self._fingerprints: dict[Path, Mapping[str, Any]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        """Another process opens the files for itself; it need not hash them again."""
+        """Leave the opened files out: another process opens them itself, but need not hash them again."""
         return {**self.__dict__, "_opened": {}}
 
     def path(self, name: str) -> Path:
-        """Where a file of FILES lies."""
+        """Return the path of a file of FILES."""
         return self._files[name]
 
     @cached_property
@@ -230,9 +203,9 @@ class Checkpoint(Weights):
         return {name: _read_json(path) for name, path in self._config_files.items()}
 
     def tensors(self, component: str) -> Tensors:
-        """All tensors of a component under their published names, prefix removed.
+        """Return all tensors of a component by published name without prefix.
 
-        They may be mapped from the file and shared between calls, so they must not be written to.
+        They may be mapped from the file and shared between calls, so they are read-only.
 
         Raises:
             CheckpointError: the file is damaged, or holds anything but tensors.
@@ -240,7 +213,7 @@ class Checkpoint(Weights):
         part = COMPONENTS[component]
         if part.file not in self._opened:
             self._opened[part.file] = _read_tensors(self.path(part.file), part.nested)
-        # names of no component are handed on, and found to be unexpected
+        # names of no component are kept, so that they are reported as unexpected
         others = tuple(one.prefix for one in COMPONENTS.values() if one.file == part.file and one is not part)
         return {
             name.removeprefix(part.prefix): tensor
@@ -264,7 +237,7 @@ class Checkpoint(Weights):
         return torch.tensor([encoded["input_ids"]], dtype=torch.int64)
 
     def fingerprint(self, file: str) -> Mapping[str, Any]:
-        """Size and SHA-256 of a file, read once.
+        """Return size and SHA-256 of a file, which is read once.
 
         Raises:
             CheckpointError: it cannot be read.
@@ -282,7 +255,7 @@ class Checkpoint(Weights):
 
     @property
     def provenance(self) -> Mapping[str, Mapping[str, Any]]:
-        """Size and SHA-256 of every file that was found, by path relative to the folder; reads them all, once."""
+        """Size and SHA-256 of every file, by path relative to the folder; all are read once."""
         paths = (*self._files.values(), *self._config_files.values())
         return {_relative(path, self.folder): self._fingerprint(path) for path in paths}
 
@@ -291,13 +264,13 @@ class Checkpoint(Weights):
 
 
 def load_strict(module: nn.Module, tensors: Mapping[str, Tensor], source: str, unused: Collection[str] = ()) -> None:
-    """Give a module exactly the published tensors, as float32 copies.
+    """Load exactly the published tensors into a module, as float32 copies.
 
     Args:
         module: filled in place; may live on the meta device, and leaves it then (non-persistent buffers stay there).
         tensors: published tensors by name, of any floating-point dtype.
-        source: file that they come from, for the error message.
-        unused: names that may be among the tensors and are dropped on purpose.
+        source: their file, for the error message.
+        unused: names of tensors to ignore.
 
     Raises:
         CheckpointError: names are missing or unexpected, or tensors have another shape or kind; all of them are listed.
@@ -333,7 +306,7 @@ def _differences(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) ->
 
 
 def _locate(folder: Path, wanted: Mapping[str, PublishedFile]) -> dict[str, Path]:
-    """The first existing alternative of every file that has one."""
+    """Return the first existing path of every file that has one."""
     found = {}
     for name, file in wanted.items():
         path = next((folder / path for path in file.paths if (folder / path).is_file()), None)

@@ -299,7 +299,7 @@ def _build_stale(
     stale = [name for name in only if records[name] is None]
     if stale:
         (output / FILE_NAME).unlink(missing_ok=True)  # from here on the directory is not what that manifest says
-    with BuildWorker(output / FOLDER / WORKER) as worker, BuildProgress(output, plans, only, stale, worker) as progress:
+    with BuildWorker(output / FOLDER / WORKER) as worker, BuildProgress(output, only, stale, worker) as progress:
         for name in only:
             if name not in stale:
                 progress.kept(name)

@@ -22,24 +22,27 @@ torch = pytest.importorskip("torch")
 
 from dispose_rt_export.build.plan import RECIPES  # noqa: E402
 from dispose_rt_export.checkpoints import Checkpoint  # noqa: E402
-from dispose_rt_export.synthetic.published_configs import scale_configs  # noqa: E402
-from dispose_rt_export.synthetic.published_shapes import tensor_shapes  # noqa: E402
+from dispose_rt_export.synthetic.configs import configs_of  # noqa: E402
+from dispose_rt_export.synthetic.shapes import tensor_shapes  # noqa: E402
 from dispose_rt_export.synthetic.random_weights import RandomWeights  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
-from benchmarks import baseline, baseline_networks  # noqa: E402
-from benchmarks import baseline_stages as stages  # noqa: E402
-from benchmarks.baseline_clip import sample_clip  # noqa: E402
-from benchmarks.baseline_denoising import (  # noqa: E402
+from benchmarks.reference import (  # noqa: E402
+    baseline,
+    stages,
+)
+from benchmarks.reference import networks as baseline_networks
+from benchmarks.reference.denoising import (  # noqa: E402
+    BaselineConditions,
     BaselineDenoiser,
-    ClipConditions,
-    Stopwatch,
+    PartTimer,
     accumulate,
     build_point_pyramid,
     guided_step,
 )
-from benchmarks.baseline_networks import load_baseline  # noqa: E402
-from benchmarks.baseline_results import TOY, Baseline, BaselineSetting, StepTimes  # noqa: E402
+from benchmarks.reference.networks import load_baseline  # noqa: E402
+from benchmarks.reference.results import TOY, Baseline, BaselineSetting, StepTimes  # noqa: E402
+from benchmarks.reference.sample_clip import sample_clip  # noqa: E402
 from dispose_rt import kernels  # noqa: E402
 from dispose_rt.contract import SchedulerConstants  # noqa: E402
 from dispose_rt.errors import InputError  # noqa: E402
@@ -210,7 +213,7 @@ def test_accumulation_guidance_and_euler_step_are_those_of_the_kernels(target: T
 def toy_scheduler(steps: int) -> Any:
     from diffusers import EulerDiscreteScheduler
 
-    scheduler = EulerDiscreteScheduler.from_config(dict(scale_configs("toy")["svd_scheduler"]))
+    scheduler = EulerDiscreteScheduler.from_config(dict(configs_of("toy")["svd_scheduler"]))
     scheduler.set_timesteps(steps)
     return scheduler
 
@@ -241,7 +244,7 @@ def test_the_loop_is_the_reference_s(checkpoint: Checkpoint, case: str) -> None:
     """With cross-attention and multiplicities as published, and nothing computed before the loop."""
     arrays = {name.removeprefix(f"{case}."): array for name, array in load_golden("e2e").items()}
     given = {name: torch.from_numpy(arrays[name]) for name in ("controlnet_flow", "traj_flow", "pose_latents")}
-    conditions = ClipConditions(
+    conditions = BaselineConditions(
         track=Track(arrays["aligned_candidate"][:, :18], arrays["aligned_subset"][:, 0] >= 0),
         embeddings=torch.from_numpy(arrays["ref_point_emb"][0]),
         dense_flow=given["controlnet_flow"][0],
@@ -260,7 +263,7 @@ def test_the_loop_is_the_reference_s(checkpoint: Checkpoint, case: str) -> None:
     denoiser.run(
         torch.from_numpy(arrays["noise_latents"]),
         len(arrays["timesteps"]),
-        Stopwatch("cpu"),
+        PartTimer("cpu"),
         lambda guided, latents: seen.append((guided, latents)) is None,
     )
     assert len(seen) == len(arrays["latents"])
@@ -372,7 +375,7 @@ def test_the_stopwatch_of_a_gpu_reads_events(monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(torch.cuda, "Event", Event)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: waits.append(None))
-    watch = Stopwatch("cuda")
+    watch = PartTimer("cuda")
     with watch.part("tile"), watch.part("unet"):
         pass
     with watch.part("tile"):

@@ -1,4 +1,4 @@
-"""What `dispose-rt bench`, benchmarks/latency.py and benchmarks/graph_step.py report is what happened."""
+"""What `dispose-rt bench`, benchmarks/speed/latency.py and benchmarks/speed/graph_step.py report is what happened."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ from tests.stages.denoise.test_loop import CountingOpener, Setup
 
 pytest.importorskip("torch")
 
-from benchmarks import graph_step, latency, unfinished_directory
-from benchmarks.baseline_results import Baseline, BaselineSetting, StepTimes
-from benchmarks.latency_baseline import Comparison, Ours, measure_beside, scale_of
+from benchmarks.reference.results import Baseline, BaselineSetting, StepTimes
+from benchmarks.speed import graph_step, latency, unfinished_directory
+from benchmarks.speed.latency_baseline import Comparison, Ours, measure_beside, scale_of
 
 CASE = GoldenCase("one_tile_64")
 STAGES = ("pose", "load", "motion", "appearance", "conditions", "denoise", "decode")
@@ -58,7 +58,7 @@ def measured(engines: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[d
 
 def test_runs_are_measured_stage_by_stage(measured: tuple[dict[str, Any], Path], engines: Path) -> None:
     record, _ = measured
-    assert record["command"].startswith(f"python benchmarks/latency.py {engines} --frames 8")
+    assert record["command"].startswith(f"python benchmarks/speed/latency.py {engines} --frames 8")
     assert record["settings"]["frames"] == 8
     assert record["settings"]["tiles"] == len(plan_tiles(9, 7, 2)) == 2
     assert len(record["runs"]) == 2

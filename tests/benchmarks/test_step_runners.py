@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.step_runners import EngineStep, captured
+from benchmarks.speed.step_runners import EngineStep, captured
 from dispose_rt.contract import NETWORKS
 from dispose_rt.doctor.diagnosis import sample_inputs
 from dispose_rt.engines.manifest import read_manifest

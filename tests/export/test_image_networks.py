@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
-import onnxruntime
 import pytest
 import torch
 from dispose_rt_export.checkpoints import Checkpoint
-from dispose_rt_export.compile.trace import TORCH_DTYPES, export_onnx, sample_inputs
-from dispose_rt_export.compile.verify import relative_error
 from dispose_rt_export.networks.cmp import (
     BINS,
     CmpFlowDecoder,
@@ -30,10 +25,13 @@ from dispose_rt_export.networks.image_encoder import ImageEncoder, build_image_e
 from dispose_rt_export.networks.vae_decoder import VaeDecoder, build_vae_decoder
 from dispose_rt_export.networks.vae_encoder import VaeEncoder, build_vae_encoder
 from numpy.typing import NDArray
+from onnx import helper
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dispose_rt.contract import CMP_SIZE_PX, NETWORKS, Sizes
+from dispose_rt.contract import CMP_SIZE_PX, NETWORKS
+from dispose_rt.engines.manifest import read_manifest
+from tests.golden_case import E2E_CASES, GoldenCase
 
 Arrays = Mapping[str, NDArray[Any]]
 Golden = Callable[[str], Arrays]
@@ -41,8 +39,6 @@ Golden = Callable[[str], Arrays]
 TOLERANCE = 1e-5  # of the array's largest magnitude; measured: at most 4.4e-6
 ONNX_TOLERANCE = {"float32": 1e-5, "float16": 3e-3}
 """In the Euclidean norm; measured: at most 4.9e-6 (CMP on white noise; PyTorch is as far from float64) and 1.3e-3."""
-SIZES = Sizes(128, 64, tile=5, chunk=5, channels=(32, 64, 128, 128), embed=48, dift=96)
-E2E_CASES = ("one_tile_64", "tiles_128x192", "guidance_one_64")
 
 
 @pytest.fixture(autouse=True)
@@ -274,51 +270,35 @@ def test_dift_holds_no_layer_behind_the_features(dift: Dift) -> None:
     assert dift.unet.time_embedding.value.shape == (1, 128)
 
 
-# ---------------------------------------------------------------- ONNX
+# ---------------------------------------------------------------- ONNX: what the build of the golden engines recorded
 
 
 IMAGE_NETWORKS = ("cmp_image_encoder", "cmp_flow_decoder", "dift", "image_encoder", "vae_encoder", "vae_decoder")
 
 
-@pytest.fixture(scope="module")
-def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Path]:
-    """`exported(name, dtype)` is the ONNX file of a network, written once."""
-    folder = tmp_path_factory.mktemp("onnx")
-
-    def export(name: str, dtype: str) -> Path:
-        path = folder / f"{name}.{dtype}.onnx"
-        if not path.exists():
-            module = copy.deepcopy(request.getfixturevalue(name)).to(TORCH_DTYPES[dtype])
-            # what inference mode makes cannot be traced
-            with torch.inference_mode(mode=False), torch.no_grad():
-                export_onnx(module, NETWORKS[name], SIZES, dtype, path)
-        return path
-
-    return export
-
-
-@pytest.mark.parametrize("dtype", ["float32", "float16"])
-@pytest.mark.parametrize("name", IMAGE_NETWORKS)
-def test_exported_network(
-    name: str, dtype: str, exported: Callable[[str, str], Path], request: pytest.FixtureRequest
-) -> None:
-    """At 1, 2 and 5 frames where frames are dynamic: an exporter may take a size of 1 for a constant."""
-    spec, module = NETWORKS[name], request.getfixturevalue(name)
-    session = onnxruntime.InferenceSession(exported(name, dtype), providers=["CPUExecutionProvider"])
-    assert [tensor.name for tensor in session.get_inputs()] == [tensor.name for tensor in spec.inputs]
-    for frames in (1, 2, 5) if spec.dynamic else (1,):
-        inputs = sample_inputs(spec, SIZES, dtype, dict.fromkeys(spec.dynamic, frames), seed=frames)
-        expected = module(*(tensor.float() for tensor in inputs.values()))
-        expected = (expected,) if isinstance(expected, Tensor) else expected
-        names = [tensor.name for tensor in spec.outputs]
-        actual = session.run(names, {key: tensor.numpy() for key, tensor in inputs.items()})
-        for tensor, ours, theirs in zip(spec.outputs, actual, expected, strict=True):
-            assert ours.dtype == np.dtype(dtype if tensor.dtype == "compute" else tensor.dtype)
-            assert relative_error(ours, theirs.numpy()) <= ONNX_TOLERANCE[dtype]
+@pytest.mark.parametrize(("case", "precision"), [("tiles_128x192", "fp32"), ("one_tile_64", "fp16")])
+def test_exported_networks(case: str, precision: str, golden_engines: Callable[..., Path]) -> None:
+    """Builds compare at 1 frame and at the limit where frames are dynamic: an exporter may take a 1 for a constant."""
+    manifest = read_manifest(golden_engines(GoldenCase(case), precision))
+    problems = {}
+    for name in IMAGE_NETWORKS:
+        spec, record = NETWORKS[name], manifest.networks[name]
+        graph = onnx.load(manifest.folder / record.files[0].path, load_external_data=False).graph
+        found = {
+            value.name: helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type).name
+            for value in (*graph.input, *graph.output)
+        }
+        expected = {tensor.name: tensor.resolve_dtype(record.compute_dtype) for tensor in (*spec.inputs, *spec.outputs)}
+        errors = record.verification
+        within = max(errors.values()) <= ONNX_TOLERANCE[record.compute_dtype]
+        if list(found.items()) != list(expected.items()) or set(errors) != {t.name for t in spec.outputs} or not within:
+            problems[name] = (found, errors)
+    assert problems == {}
 
 
-def test_nothing_constant_is_computed_at_run_time(exported: Callable[[str, str], Path]) -> None:
+def test_nothing_constant_is_computed_at_run_time(golden_engines: Callable[..., Path]) -> None:
     """No token is looked up, no time step embedded, no noise drawn and no batch norm left."""
+    engines = golden_engines(GoldenCase("one_tile_64"))
     for name in ("dift", "cmp_image_encoder", "cmp_flow_decoder"):
-        kinds = {node.op_type for node in onnx.load(exported(name, "float32")).graph.node}
+        kinds = {node.op_type for node in onnx.load(engines / f"{name}.onnx").graph.node}
         assert kinds.isdisjoint({"Gather", "Sin", "Cos", "BatchNormalization", "RandomNormalLike"}), name

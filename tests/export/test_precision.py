@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import onnx
@@ -22,7 +23,8 @@ from dispose_rt_export.synthetic.random_weights import random_module
 from onnx import TensorProto
 from torch import Tensor, nn
 
-from dispose_rt.contract import NETWORKS, Sizes
+from dispose_rt.contract import NETWORKS, NetworkSpec, Sizes, TensorSpec
+from tests.golden_case import GoldenCase
 
 SIZES = Sizes(64, 64, tile=2, chunk=2, channels=(32, 64, 128, 128), embed=48, dift=96)
 REDUCED = [name for name in NETWORKS if name not in FLOAT32_ALWAYS]
@@ -120,20 +122,30 @@ def test_reduced_networks_are_close_to_float32_in_torch(name: str, precision: st
         assert relative_error(ours.float().numpy(), theirs.numpy()) < TOLERANCES[precision][name]
 
 
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_norms_are_nodes_with_float32_statistics(tmp_path: Path, dtype: str) -> None:
+def assert_norms_are_nodes(path: Path, count: int) -> None:
     """Taken apart, or as instance norms, they would be computed in whatever the compiler likes."""
-    module = apply_precision(random_module("dift", scale="toy"), "dift", dtype)
-    norms = [layer for layer in module.modules() if isinstance(layer, NORMS)]
-    path = tmp_path / "dift.onnx"
-    export_onnx(module, NETWORKS["dift"], SIZES, dtype, path)
     onnx.checker.check_model(path, full_check=True)
     nodes = onnx.load(path).graph.node
     found = [node for node in nodes if node.op_type in ("GroupNormalization", "LayerNormalization")]
-    assert len(found) == len(norms) > 30
+    assert len(found) == count
     for node in found:
         assert {a.name: a.i for a in node.attribute}.get("stash_type", TensorProto.FLOAT) == TensorProto.FLOAT
     assert not {node.op_type for node in nodes} & {"InstanceNormalization", "Pow", "Sqrt", "ReduceSumSquare"}
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_norms_are_nodes_with_float32_statistics(tmp_path: Path, dtype: str) -> None:
+    images, tokens = TensorSpec("images", (1, 4, 8, 8), "compute"), TensorSpec("tokens", (1, 64, 32), "compute")
+    spec = NetworkSpec("vae_decoder", (images,), (tokens,))  # any name: errors show it
+    export_onnx(Small().to(TORCH_DTYPES[dtype]).eval(), spec, SIZES, dtype, tmp_path / "small.onnx")
+    assert_norms_are_nodes(tmp_path / "small.onnx", 2)
+
+
+def test_norms_of_a_whole_network_are_nodes(golden_engines: Callable[..., Path]) -> None:
+    module = random_module("dift", scale="toy")
+    count = sum(isinstance(layer, NORMS) for layer in module.modules())
+    assert count > 30
+    assert_norms_are_nodes(golden_engines(GoldenCase("one_tile_64"), "fp16") / "dift.onnx", count)
 
 
 def test_networks_that_stay_float32_are_those_of_the_table() -> None:

@@ -14,8 +14,8 @@ import torch
 from dispose_rt_export.build.plan import RECIPES
 from dispose_rt_export.checkpoints import COMPONENTS, CONFIG_FILES, FILES, Checkpoint
 from dispose_rt_export.compile.trace import sample_inputs
-from dispose_rt_export.synthetic.published_shapes import STORED_DTYPES, tensor_shapes
 from dispose_rt_export.synthetic.random_weights import RandomWeights, random_module
+from dispose_rt_export.synthetic.shapes import STORED_DTYPES, tensor_shapes
 
 from dispose_rt.contract import NETWORKS, Sizes
 from dispose_rt.errors import InputError
@@ -112,7 +112,7 @@ def test_prompts_become_tokens_of_the_vocabulary():
 
 def test_weights_are_sent_to_other_processes_without_their_tensors(toy_checkpoint: Path):
     checkpoint = Checkpoint(toy_checkpoint)
-    checkpoint.svd_vae()
+    checkpoint.tensors("svd_vae")
     checkpoint.fingerprint("svd_vae")
     random = RandomWeights("full")
     for weights in (checkpoint, random):
@@ -122,7 +122,8 @@ def test_weights_are_sent_to_other_processes_without_their_tensors(toy_checkpoin
         assert received.fingerprint("svd_vae") == weights.fingerprint("svd_vae")
         assert received.configs == weights.configs
     assert torch.equal(
-        pickle.loads(pickle.dumps(checkpoint)).svd_vae()["quant_conv.weight"], checkpoint.svd_vae()["quant_conv.weight"]
+        pickle.loads(pickle.dumps(checkpoint)).tensors("svd_vae")["quant_conv.weight"],
+        checkpoint.tensors("svd_vae")["quant_conv.weight"],
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from dispose_rt_export.compile.verify import (
     read_cases,
 )
 from onnx import TensorProto, numpy_helper
+from onnxscript.rewriter.rules.common import slice_split_rule
 from torch import Tensor, nn
 
 from dispose_rt.contract import NetworkSpec, Sizes, TensorSpec
@@ -139,3 +141,23 @@ def test_large_sizes_are_compared_at_small_ones() -> None:
     small = comparison_sizes(Sizes(576, 1024, tile=16))
     assert (small.width, small.height, small.tile) == (64, 128, 4)
     assert comparison_sizes(Sizes(1024, 576)).width == 128
+
+
+class Halves(nn.Module):
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        first, second = images[..., :4], images[..., 4:]
+        return first * second, torch.nn.functional.silu(second) + first
+
+
+def test_the_quick_optimizer_writes_the_same_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its one rule for several outputs is kept away from nodes that it cannot match, and is itself again afterwards."""
+    tensors = [TensorSpec(name, (1, 4, 8, width)) for name, width in (("images", 8), ("first", 4), ("second", 4))]
+    spec = NetworkSpec("dift", tuple(tensors[:1]), tuple(tensors[1:]))
+    match, seen = slice_split_rule.match, []
+    export_onnx(Halves().eval(), spec, SIZES, "float32", tmp_path / "quick.onnx")
+    assert slice_split_rule.match == match
+    monkeypatch.setattr(onnx_export, "_splits_of_slices_only", nullcontext)
+    monkeypatch.setattr(slice_split_rule, "match", lambda *args, **more: seen.append(args[2]) or match(*args, **more))
+    export_onnx(Halves().eval(), spec, SIZES, "float32", tmp_path / "plain.onnx")
+    assert {"Slice", "Mul"} <= {node.op_type for node in seen}
+    assert (tmp_path / "quick.onnx").read_bytes() == (tmp_path / "plain.onnx").read_bytes()

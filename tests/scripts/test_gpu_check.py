@@ -103,7 +103,7 @@ def test_with_a_gpu_every_stage_runs_its_command(machine: Machine) -> None:
     assert done.returncode == 0, done.stdout
     assert machine.table() == dict.fromkeys(STAGES[1:], "passed")
     asked = "\n".join(machine.asked())
-    for part in ("-m pytest", "--only controlnet,unet", "graph_step.py", "benchmarks/kernels.py", "latency.py"):
+    for part in ("-m pytest", "--only controlnet,unet", "graph_step.py", "benchmarks/speed/kernel_times.py", "latency.py"):
         assert part in asked
     for part in ("denoise_step.py", "probe_tensorrt.py tensorrt_rtx", "probe_tensorrt.py tensorrt\n", "baseline.py"):
         assert part in asked
@@ -126,14 +126,14 @@ def test_every_network_is_built_in_one_of_the_parts(machine: Machine) -> None:
 
 def test_a_stage_that_fails_does_not_stop_the_others(machine: Machine) -> None:
     machine.add_gpu()
-    done = machine.run("bench-kernels", "graph", "tensorrt", BROKEN="benchmarks/kernels.py")
+    done = machine.run("bench-kernels", "graph", "tensorrt", BROKEN="benchmarks/speed/kernel_times.py")
     assert done.returncode == 1
     assert machine.table() == {"bench-kernels": "FAILED with exit status 3", "graph": "passed", "tensorrt": "passed"}
 
 
 def test_a_stage_is_ended_when_its_time_is_over(machine: Machine) -> None:
     machine.add_gpu()
-    done = machine.run("bench-kernels", "graph", SLOW="benchmarks/kernels.py", STAGE_SECONDS="5")
+    done = machine.run("bench-kernels", "graph", SLOW="benchmarks/speed/kernel_times.py", STAGE_SECONDS="5")
     assert done.returncode == 1
     assert machine.table() == {"bench-kernels": "FAILED: ended after 5 s", "graph": "passed"}
 

@@ -91,7 +91,7 @@ def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 def _build_controlnet(weights: Weights) -> nn.Module:
     elsewhere = (_MOTION_PREFIX, _POINT_PREFIX)
-    tensors = {name: tensor for name, tensor in weights.controlnet().items() if not name.startswith(elsewhere)}
+    tensors = {name: tensor for name, tensor in weights.tensors("controlnet").items() if not name.startswith(elsewhere)}
     return build_controlnet(weights.configs["svd_unet"], tensors)
 
 
@@ -109,15 +109,15 @@ RECIPES: Mapping[str, Recipe] = {
     "cmp_flow_decoder": Recipe(build_cmp_flow_decoder, ("cmp",)),
     "image_encoder": Recipe(build_image_encoder, ("image_encoder",)),
     "vae_encoder": Recipe(build_vae_encoder, ("svd_vae",)),
-    "pose_net": Recipe(lambda weights: build_pose_net(weights.pose_net()), ("mimicmotion",)),
+    "pose_net": Recipe(lambda weights: build_pose_net(weights.tensors("pose_net")), ("mimicmotion",)),
     "motion_encoder": Recipe(
-        lambda weights: build_motion_encoder(_below(weights.controlnet(), _MOTION_PREFIX)), ("dispose",)
+        lambda weights: build_motion_encoder(_below(weights.tensors("controlnet"), _MOTION_PREFIX)), ("dispose",)
     ),
     "point_encoder": Recipe(
-        lambda weights: build_point_encoder(_below(weights.controlnet(), _POINT_PREFIX)), ("dispose",)
+        lambda weights: build_point_encoder(_below(weights.tensors("controlnet"), _POINT_PREFIX)), ("dispose",)
     ),
     "controlnet": Recipe(_build_controlnet, ("dispose",)),
-    "unet": Recipe(lambda weights: build_unet(weights.configs["svd_unet"], weights.unet()), ("mimicmotion",)),
+    "unet": Recipe(lambda weights: build_unet(weights.configs["svd_unet"], weights.tensors("unet")), ("mimicmotion",)),
     "vae_decoder": Recipe(build_vae_decoder, ("svd_vae",)),
 }
 """How every network that is not published as a file is made."""

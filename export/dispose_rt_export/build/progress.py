@@ -1,8 +1,7 @@
-"""What a build prints: a line per network, what is being done, how long it may still take, and the memory it took."""
+"""What a build prints: a line per network, the step at work, the time left, and the memory that was used."""
 
 from __future__ import annotations
 
-import shutil
 import sys
 import threading
 import time
@@ -11,48 +10,40 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
+from tqdm import tqdm
+
+from dispose_rt.contract import NETWORKS
 from dispose_rt.engines.manifest import NetworkRecord
 
-from .plan import NetworkPlan
 from .records import expected_seconds
 from .worker import BuildWorker, peak_memory_bytes
 
 _SHARES = {
-    "person_detector": 1,
-    "pose_estimator": 1,
-    "dift": 20,
-    "cmp_image_encoder": 2,
-    "cmp_flow_decoder": 2,
-    "image_encoder": 10,
-    "vae_encoder": 4,
-    "pose_net": 1,
-    "motion_encoder": 1,
-    "point_encoder": 1,
-    "controlnet": 20,
-    "unet": 40,
-    "vae_decoder": 6,
+    **dict.fromkeys(NETWORKS, 1),
+    **{"dift": 20, "cmp_image_encoder": 2, "cmp_flow_decoder": 2, "image_encoder": 10, "vae_encoder": 4},
+    **{"controlnet": 20, "unet": 40, "vae_decoder": 6},
 }
-"""How the time of a first build is spread over the networks, roughly; later builds know their own times."""
+"""Rough shares of the networks in the time of a first build; later builds know their own times."""
 
 _TELLING_SHARES = 5
-"""Below it the time so far is mostly that of starting compilers, and says nothing about what is left."""
+"""Finished shares below which no time is estimated: so far, most of it went into starting compilers."""
 
 _REFRESH_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
 class BuildSummary:
-    """What one engine directory came to.
+    """The outcome of one engine directory.
 
     Attributes:
         directory: its path.
         complete: whether every network is there, so that the directory can be used.
-        built: networks that were built, or taken from a directory beside this one.
-        up_to_date: networks that were asked for, and finished before.
+        built: networks that were built, or shared with a directory beside this one.
+        up_to_date: wanted networks that were finished before.
         missing: networks that are still to be built.
-        seconds: that it took.
-        bytes: of all finished networks.
-        peak_bytes: the most main memory that the build's processes had.
+        seconds: wall time of the build.
+        bytes: size of all finished networks.
+        peak_bytes: largest main memory of the build's processes.
     """
 
     directory: str
@@ -68,24 +59,17 @@ class BuildSummary:
 class BuildProgress:
     """Prints the progress of one engine directory. Use it as a context manager.
 
+    In a terminal, the last line shows the network at work, the time it has taken, and the step.
+
     Args:
         output: the engine directory.
-        plans: of every network.
         only: networks that are wanted, in order.
         stale: networks that will be built.
-        worker: whose memory counts.
+        worker: the process whose memory counts as well.
     """
 
-    def __init__(
-        self,
-        output: Path,
-        plans: Mapping[str, NetworkPlan],
-        only: Sequence[str],
-        stale: Sequence[str],
-        worker: BuildWorker,
-    ) -> None:
+    def __init__(self, output: Path, only: Sequence[str], stale: Sequence[str], worker: BuildWorker) -> None:
         self._output = output
-        self._plans = plans
         self._only = list(only)
         self._stale = tuple(stale)
         self._pending = list(stale)
@@ -96,32 +80,33 @@ class BuildProgress:
         self._built_seconds = 0.0
         self._current = ""
         self._network_start = self._start
-        self._doing = ""
-        self._live = sys.stdout.isatty()
+        self._step = ""
+        self._line = tqdm(bar_format="{desc}{bar}", file=sys.stdout, disable=None, leave=False, dynamic_ncols=True, delay=1e9)
         self._stop = threading.Event()
         self._ticker = threading.Thread(target=self._tick, name="build-progress", daemon=True)
 
     def __enter__(self) -> BuildProgress:
         """Start refreshing the line, in a terminal."""
-        if self._live:
+        if not self._line.disable:
             self._ticker.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Stop refreshing; sum up where something was built."""
+        """Stop refreshing, and sum up where something was built."""
         self._stop.set()
-        if self._live:
+        if not self._line.disable:
             self._ticker.join()
-            self._clear_line()
+        self._line.clear()  # closing clears no line that came before the delay was over
+        self._line.close()
         if error is None and self._known:
             peak = self._peak_bytes()
             seconds = time.perf_counter() - self._start
             print(f"built {len(self._known)} networks in {seconds:.0f} s, peak memory {peak / 1e9:.1f} GB", flush=True)
 
     def summarize(self, records: Mapping[str, NetworkRecord | None]) -> BuildSummary:
-        """Sum up a build that came to its end.
+        """Sum up a build that has ended.
 
         Args:
             records: of every network; None where it is not built.
@@ -142,22 +127,22 @@ class BuildProgress:
         return peak_memory_bytes() + self._worker.peak_bytes
 
     def kept(self, name: str) -> None:
-        """Say that a network is up to date."""
-        print(f"{self._label(name)} up to date")
+        """Print that a network is up to date."""
+        self._print(f"{self._label(name)} up to date")
 
     def started(self, name: str) -> None:
-        """Say that a network is being built from now on."""
-        self._current, self._network_start, self._doing = name, time.perf_counter(), ""
+        """Show a network as being built from now on."""
+        self._current, self._network_start, self._step = name, time.perf_counter(), ""
         self._built_seconds = self._network_start - self._start
         self._draw()
 
     def step(self, text: str) -> None:
-        """Say what is being done for the network at work: "tracing"."""
-        self._doing = text
+        """Show the step of the network at work: "tracing"."""
+        self._step = text
         self._draw()
 
     def finished(self, name: str, record: NetworkRecord | None, *, shared: bool) -> None:
-        """Say that a network is finished, and how well it agrees with PyTorch."""
+        """Print that a network is finished, and how well it agrees with PyTorch."""
         seconds = time.perf_counter() - self._network_start
         self._pending.remove(name)
         self._shares_done += _SHARES[name]
@@ -168,8 +153,11 @@ class BuildProgress:
         checked += ", shared with a directory beside this one" if shared else ""
         left = self._remaining_seconds(time.perf_counter())
         remaining = f"  [{_duration(left)} left]" if left is not None and self._pending else ""
-        self._clear_line()
-        print(f"{self._label(name)} {seconds:6.1f} s {megabytes:9.1f} MB  {checked}{remaining}", flush=True)
+        self._print(f"{self._label(name)} {seconds:6.1f} s {megabytes:9.1f} MB  {checked}{remaining}")
+
+    def _print(self, text: str) -> None:
+        self._line.clear()
+        print(text, flush=True)
 
     def _label(self, name: str) -> str:
         return f"[{self._only.index(name) + 1:2}/{len(self._only)}] {name:18}"
@@ -187,20 +175,14 @@ class BuildProgress:
 
     def _draw(self) -> None:
         name = self._current
-        if not self._live or not name:
+        if not name:
             return
         seconds = time.perf_counter() - self._network_start
         expected = self._known[name]
         if expected is None and self._shares_done >= _TELLING_SHARES:
             expected = self._built_seconds / self._shares_done * _SHARES[name]
         of = f" of about {_duration(expected)}" if expected else ""
-        line = f"{self._label(name)} {_duration(seconds)}{of}  {self._doing}"
-        columns = shutil.get_terminal_size().columns - 1
-        print(f"\r{line[:columns]:{columns}}", end="", flush=True)
-
-    def _clear_line(self) -> None:
-        if self._live:
-            print("\r\033[K", end="")
+        self._line.set_description_str(f"{self._label(name)} {_duration(seconds)}{of}  {self._step}")
 
     def _tick(self) -> None:
         while not self._stop.wait(_REFRESH_SECONDS):

@@ -11,10 +11,10 @@ _REDUCED = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
 
 
 def widen_to_float32(source: Path, target: Path) -> None:
-    """Write a copy of a reduced-precision graph that computes in float32, from the same rounded weights.
+    """Write a copy of a reduced-precision graph that computes in float32 from the same rounded weights.
 
-    ONNX Runtime has no bfloat16 arithmetic on the CPU. Weights stay stored as they are, and are converted where they
-    are used, so that the copy costs no memory of its own.
+    ONNX Runtime has no bfloat16 arithmetic on the CPU. Weights are stored unchanged and converted where they are
+    used, so that the copy takes no memory of its own.
 
     Args:
         source: the ONNX file; external data stays where it is.
@@ -48,6 +48,6 @@ def _widen_attribute(operator: str, attribute: AttributeProto) -> None:
 
 
 def uses_bfloat16(path: Path) -> bool:
-    """Whether any weight of an ONNX file is stored as bfloat16."""
+    """Return whether any weight of an ONNX file is stored as bfloat16."""
     model = onnx.load(path, load_external_data=False)
     return any(stored.data_type == TensorProto.BFLOAT16 for stored in model.graph.initializer)

@@ -1,7 +1,7 @@
-"""What computes in which precision, and why. THE table of these decisions, and its application to a module.
+"""The table that says what computes in which precision and why, and its application to a module.
 
-Applied to the module before it is traced, so that every backend gets the same decisions. `benchmarks/precision.py`
-measures the errors that they rest on.
+It is applied to the module before tracing, so that every backend gets the same decisions. They rest on errors that
+`benchmarks/accuracy/precision.py` measures.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ NORMS = (nn.GroupNorm, nn.LayerNorm)
 
 @dataclass(frozen=True)
 class Policy:
-    """What of a network keeps float32 in an engine of reduced precision.
+    """The parts of a network that keep float32 in an engine of reduced precision.
 
     Attributes:
-        why: the reason, for the documentation.
-        reduced: whether anything computes in the engine's precision at all.
+        why: the reason.
+        reduced: whether anything computes in the engine's precision.
         norms: whether casts to float32 and back surround group and layer norms. Statistics of a norm must be float32:
             squares of activations exceed what half precision holds. But their nodes say so already (`stash_type`), and
             TensorRT, AOTInductor and PyTorch do so anyway, while the casts cost memory: 11.0 instead of 7.3 GB in the
@@ -89,11 +89,11 @@ class Float32Layer(nn.Module):
 
 
 def apply_precision(module: nn.Module, network: str, compute_dtype: str) -> nn.Module:
-    """Bring a float32 module into an engine's precision, as the table says.
+    """Convert a float32 module to an engine's precision, following the table.
 
     Args:
         module: a network as its builder returns it, float32; changed in place.
-        network: its name in the contract.
+        network: name in the contract.
         compute_dtype: "float32", "float16" or "bfloat16".
 
     Returns:
@@ -103,7 +103,7 @@ def apply_precision(module: nn.Module, network: str, compute_dtype: str) -> nn.M
 
 
 def reduce_precision(module: nn.Module, policy: Policy, dtype: torch.dtype) -> nn.Module:
-    """Bring a float32 module into a dtype, but for what the policy keeps; in place. Returns the module."""
+    """Convert a float32 module to a dtype in place, except what the policy keeps, and return it."""
     if policy.reduced and dtype != torch.float32:
         kept = tuple(module.get_submodule(name) for name in policy.parts)
         _reduce(module, dtype, policy.norms, kept)

@@ -1,6 +1,6 @@
-"""Compares what an exported network computes with what PyTorch computes. A miss fails the build.
+"""Compares the outputs of an exported network with PyTorch's. A miss fails the build.
 
-Two steps, so that they can run in different processes: neither of them needs the memory of the other.
+The two steps can run in different processes: neither needs the memory of the other.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ TOLERANCES = {
     "fp16": dict.fromkeys(NETWORKS, 1e-2),
     "bf16": {**dict.fromkeys(NETWORKS, 3e-2), "controlnet": 4e-2, "unet": 6e-2},
 }
-"""Largest relative error, |ours - torch| / |torch| in the Euclidean norm, per precision and network. About twice what
-`benchmarks/precision.py` measures where every result is rounded: at most 4e-3 in half precision, 3e-2 in bfloat16."""
+"""Largest relative error, |ours - torch| / |torch| in the Euclidean norm, per precision and network: about twice what
+`benchmarks/accuracy/precision.py` measures where every result is rounded (4e-3 in half precision, 3e-2 in bfloat16)."""
 
 LARGEST_COMPARED_PIXELS = 512 * 512 * 2
 """Pixels of all frames of a tile above which a network is not run for comparison. At 576x1024 the outermost attention
@@ -41,14 +41,14 @@ _NUMPY_DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 
 @dataclass(frozen=True)
 class Case:
-    """Inputs of a network in the contract's order, and what PyTorch computes from them, all float32."""
+    """Inputs of a network in the contract's order and PyTorch's outputs, all float32."""
 
     inputs: Mapping[str, F32]
     outputs: Mapping[str, F32]
 
 
 def comparison_sizes(sizes: Sizes) -> Sizes:
-    """The sizes to compare networks at: their own, or small ones where a CPU could not run their own.
+    """Return the sizes to compare networks at: their own, or small ones where a CPU could not run their own.
 
     Modules do not know their size before they are traced, so a small trace of the same module holds the same nodes and
     weights with other constants for shapes.
@@ -70,7 +70,7 @@ def relative_error(actual: NDArray[np.generic], expected: NDArray[np.generic]) -
 
 
 def dynamic_sizes(spec: NetworkSpec, sizes: Sizes) -> Iterator[dict[str, int]]:
-    """The dynamic sizes to compare at: the smallest and the largest."""
+    """Yield the dynamic sizes to compare at: the smallest and the largest."""
     if not spec.dynamic:
         yield {}
         return
@@ -79,7 +79,7 @@ def dynamic_sizes(spec: NetworkSpec, sizes: Sizes) -> Iterator[dict[str, int]]:
 
 
 def expected_outputs(module: nn.Module, spec: NetworkSpec, sizes: Sizes, compute_dtype: str, path: Path) -> None:
-    """Run a network in PyTorch in float32, and store what went in and what came out.
+    """Run a network in PyTorch in float32, and store its inputs and outputs.
 
     Args:
         module: float32, in evaluation mode, on any device.
@@ -105,7 +105,7 @@ def expected_outputs(module: nn.Module, spec: NetworkSpec, sizes: Sizes, compute
 
 
 def read_cases(path: Path) -> Iterator[Case]:
-    """Read what `expected_outputs` has stored, one case at a time."""
+    """Read the file of `expected_outputs`, one case at a time."""
     with np.load(path, allow_pickle=False) as arrays:
         numbers = dict.fromkeys(key.split("/")[0] for key in arrays.files)
         for number in numbers:
@@ -128,7 +128,7 @@ def compare_outputs(
     Args:
         spec: the network.
         run: float32 inputs by name -> outputs in the contract's order; rounds inputs to the network's own dtypes.
-        expected: what `expected_outputs` has stored.
+        expected: file that `expected_outputs` wrote.
         tolerance: largest relative error allowed.
 
     Returns:
@@ -157,7 +157,7 @@ def compare_onnx(spec: NetworkSpec, path: Path, expected: Path, tolerance: float
     Args:
         spec: the network.
         path: the ONNX file.
-        expected: what `expected_outputs` has stored.
+        expected: file that `expected_outputs` wrote.
         tolerance: largest relative error allowed.
 
     Returns:

@@ -65,7 +65,7 @@ class DilatedResNet(nn.Module):
         self.conv5 = nn.Conv2d(2048, FEATURES, 1)
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Features at 1/8, 1/4 and 1/2 of the resolution."""
+        """Return features at 1/8, 1/4 and 1/2 of the resolution."""
         half = F.relu(self.bn1(self.conv1(image)))
         quarter = self.layer1(F.max_pool2d(half, 3, stride=2, padding=1))
         eighth = self.conv5(self.layer4(self.layer3(self.layer2(quarter))))
@@ -86,7 +86,7 @@ class SkipConvolutions(nn.Module):
 
 
 class CmpImageEncoder(nn.Module):
-    """Everything in CMP that depends on the image alone."""
+    """The half of CMP that depends on the image alone."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -132,7 +132,7 @@ class SharedConv2d(nn.Module):
 
     Args:
         conv: the convolution over all channels.
-        shared: which of its input channels come from the shared part.
+        shared: its input channels that come from the shared part.
     """
 
     def __init__(self, conv: nn.Conv2d, shared: slice) -> None:
@@ -170,7 +170,7 @@ class PublishedFlowDecoder(nn.Module):
 
 
 class PublishedCmpDecoder(nn.Module):
-    """What CMP runs per frame, under the published names; holds weights and computes nothing."""
+    """The half of CMP that runs per frame, under the published names; it holds weights and computes nothing."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -197,7 +197,7 @@ class PropagationBranch(nn.Module):
 
 
 class CmpFlowDecoder(nn.Module):
-    """Everything in CMP that depends on the motion hints.
+    """The half of CMP that depends on the motion hints.
 
     Args:
         published: the published layers, batch norms folded.
@@ -247,7 +247,7 @@ class CmpFlowDecoder(nn.Module):
         sparse_flow: Tensor,
         mask: Tensor,
     ) -> Tensor:
-        """Logits of the flow bins, x before y: [frames, 198, 192, 192]."""
+        """Return the logits of the flow bins, x before y: [frames, 198, 192, 192]."""
         hints = torch.cat([sparse_flow, mask], dim=1).to(self.head.weight.dtype)
         hints = self.flow_encoder(hints)
         x = self.fusion8(torch.cat([branch(image_features, hints) for branch in self.branches], dim=1))
@@ -258,7 +258,7 @@ class CmpFlowDecoder(nn.Module):
 
 
 def expected_flow(logits: Tensor) -> Tensor:
-    """Expectation over the bins of each flow component, in float32: half precision cannot hold the bin centres.
+    """Return the expectation over the bins of each flow component, in float32: half precision cannot hold the centres.
 
     Args:
         logits: [frames, 2 * BINS, h, w], bins of x before bins of y.
@@ -316,5 +316,5 @@ def _empty_halves() -> tuple[CmpImageEncoder, PublishedCmpDecoder]:
 
 
 def _load_half(half: nn.Module, weights: Weights, other: nn.Module) -> None:
-    load_strict(half, weights.cmp(), weights.source("cmp"), unused=other.state_dict().keys())
+    load_strict(half, weights.tensors("cmp"), weights.source("cmp"), unused=other.state_dict().keys())
     fold_batch_norms(half)

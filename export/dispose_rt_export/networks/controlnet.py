@@ -1,4 +1,4 @@
-"""DisPose's hybrid ControlNet: motion features go in at the input, point features between the down blocks."""
+"""DisPose's hybrid ControlNet: motion features enter at the input, point features between the down blocks."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class ControlNet(SpatioTemporalEncoder):
         for block, points in zip(self.down_blocks, point_features, strict=True):
             outputs = block(hidden, time, context, frames)
             states += outputs
-            # After the block's residuals were taken: a level's points reach only the levels below it.
+            # added after the block's residuals are taken: the points of a level reach only the levels below it
             hidden = outputs[-1] + points
         residuals = [conv(state) for conv, state in zip(self.controlnet_down_blocks, states, strict=True)]
         middle = self.mid_block(hidden, time, context, frames)
@@ -90,7 +90,7 @@ class ControlNet(SpatioTemporalEncoder):
         """Fold one factor per residual into the convolution that emits it.
 
         Args:
-            factors: 13, e.g. how often the UNet of the reference adds each residual, times the conditioning scale.
+            factors: 13, for example the number of times that the reference adds each residual.
         """
         convolutions = (*self.controlnet_down_blocks, self.controlnet_mid_block)
         for convolution, factor in zip(convolutions, factors, strict=True):
@@ -109,7 +109,7 @@ def build_controlnet(
     Args:
         config: the parsed `unet/config.json` of Stable Video Diffusion, whose widths the ControlNet shares.
         tensors: the tensors of `DisPose.pth` except those of `controlnet_cond_embedding.` and `point_adapter.`.
-        residual_factors: 13 factors to fold into the residuals. By default what the reference's UNet does: its loop
+        residual_factors: 13 factors to fold into the residuals. By default those of the reference's UNet, whose loop
             adds the list of residuals again after every down block. The conditioning scale is 1.
         source: file that the tensors come from, for the error message.
 

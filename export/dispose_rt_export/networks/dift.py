@@ -23,7 +23,7 @@ UP_BLOCKS = 2
 
 _LOG_VARIANCE_LIMITS = (-30.0, 20.0)
 _OLD_ATTENTION_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
-"""What the attention layers of older autoencoder files are called now."""
+"""Names of attention layers in older autoencoder files, and their current names."""
 
 
 class Constant(nn.Module):
@@ -40,13 +40,13 @@ class Constant(nn.Module):
 
 
 class Dift(nn.Module):
-    """Ensemble of noisy looks at one image, averaged.
+    """Features of an ensemble of noisy copies of one image, averaged.
 
     Args:
         posterior: encoder of the autoencoder.
         unet: diffusers UNet that ends behind upsampling block UP_BLOCKS.
         prompt_embeds: float32 [1, 77, channels].
-        scaling_factor: what latents are multiplied by before noise is added.
+        scaling_factor: factor of the latents before noise is added.
         alpha_cumprod: share of the signal's variance that is left at TIMESTEP, 0..1.
     """
 
@@ -103,7 +103,7 @@ def build_dift(weights: Weights) -> Dift:
     with torch.device("meta"):
         autoencoder = AutoencoderKL.from_config(dict(weights.configs["sd15_vae"]))
     posterior = load_posterior_encoder(
-        autoencoder, rename_old_attention(weights.sd15_vae()), weights.source("sd15_vae")
+        autoencoder, rename_old_attention(weights.tensors("sd15_vae")), weights.source("sd15_vae")
     )
     # the reference reads the published PNDM settings as DDIM; both add noise by the same formula
     scheduler = DDIMScheduler.from_config(dict(weights.configs["sd15_scheduler"]))
@@ -133,7 +133,9 @@ def embed_prompt(weights: Weights, prompt: str) -> Tensor:
     """
     with torch.device("meta"):
         encoder = CLIPTextModel(CLIPTextConfig.from_dict(dict(weights.configs["sd15_text_encoder"]))).eval()
-    tensors = {name.removeprefix("text_model."): tensor for name, tensor in weights.sd15_text_encoder().items()}
+    tensors = {
+        name.removeprefix("text_model."): tensor for name, tensor in weights.tensors("sd15_text_encoder").items()
+    }
     load_strict(encoder, tensors, weights.source("sd15_text_encoder"), unused={"embeddings.position_ids"})
     token_ids = weights.tokenize(prompt)
     # never read from a file by this version of transformers: older files hold 0, 1, 2, ... and newer ones nothing
@@ -152,7 +154,9 @@ def _build_unet(weights: Weights) -> nn.Module:
     unet.up_blocks = unet.up_blocks[:UP_BLOCKS]
     unet.conv_norm_out = None
     unet.conv_out = nn.Identity()
-    load_strict(unet, weights.sd15_unet(), weights.source("sd15_unet"), unused=published - unet.state_dict().keys())
+    load_strict(
+        unet, weights.tensors("sd15_unet"), weights.source("sd15_unet"), unused=published - unet.state_dict().keys()
+    )
     with torch.no_grad():
         timestep = torch.tensor([TIMESTEP], device=unet.device)
         unet.time_embedding = Constant(unet.time_embedding(unet.time_proj(timestep)))

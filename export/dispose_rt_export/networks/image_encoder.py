@@ -40,7 +40,7 @@ def build_image_encoder(weights: Weights) -> ImageEncoder:
     """
     with torch.device("meta"):
         model = CLIPVisionModelWithProjection(CLIPVisionConfig.from_dict(dict(weights.configs["image_encoder"])))
-    load_strict(model, weights.image_encoder(), weights.source("image_encoder"), unused={_POSITION_IDS})
+    load_strict(model, weights.tensors("image_encoder"), weights.source("image_encoder"), unused={_POSITION_IDS})
     embeddings = model.vision_model.embeddings
     # never read from a file by this version of transformers: older files hold 0, 1, 2, ... and newer ones nothing
     ids = torch.arange(embeddings.num_positions, device=embeddings.position_embedding.weight.device)

@@ -50,7 +50,7 @@ class MotionEncoder(nn.Module):
 
 
 def _build_blocks() -> nn.ModuleList:
-    """Per width one convolution that keeps it and one of stride 2 that leads to the next."""
+    """Build, per width, one convolution that keeps it and one of stride 2 that leads to the next."""
     blocks = nn.ModuleList()
     for width, wider in itertools.pairwise(_WIDTHS):
         blocks.append(nn.Conv2d(width, width, kernel_size=3, padding=1))
@@ -74,7 +74,7 @@ def build_motion_encoder(tensors: Mapping[str, Tensor], source: str = "DisPose.p
         source: file that they come from, for the error message.
 
     Raises:
-        CheckpointError: a tensor is missing, unkntensors or of another shape; every problem is listed.
+        CheckpointError: a tensor is missing, unknown or of another shape; every problem is listed.
     """
     bias = tensors.get("conv_final.bias")
     with torch.device("meta"):

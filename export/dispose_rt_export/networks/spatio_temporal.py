@@ -104,7 +104,7 @@ class DenoiserConfig:
 
 
 def collapsed_tensors(network: nn.Module) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the published weights that the single-token cross-attentions of a network leave unread."""
+    """Return names and shapes of the published weights that single-token cross-attentions leave unread."""
     shapes: dict[str, tuple[int, ...]] = {}
     for name, module in network.named_modules():
         if isinstance(module, SingleTokenAttention):
@@ -130,7 +130,7 @@ class SingleTokenAttention(nn.Module):
 
 
 class TimeMixer(nn.Module):
-    """Learned blend of what a block computed per frame with what it computed over time."""
+    """Learned blend of the results that a block computed per frame and over time."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -241,7 +241,7 @@ class SpatioTemporalTransformer(nn.Module):
         return torch.unflatten(tokens.transpose(1, 2), 2, (height, width)).contiguous() + hidden
 
     def _embed_slots(self, tokens: Tensor) -> Tensor:
-        """[frames, 1, c]: where in the tile a frame sits. Slots of the tile are counted, not frames of the clip."""
+        """Embed the frames' positions in the tile, not in the clip: [frames, 1, c]."""
         slots = self.time_proj(torch.arange(tokens.shape[1], device=tokens.device))
         embedded: Tensor = self.time_pos_embed(slots.to(tokens.dtype))
         return embedded[:, None]
@@ -263,7 +263,7 @@ class DownBlock(nn.Module):
         self.downsamplers = nn.ModuleList([Downsample2D(out_channels, use_conv=True, name="op")] if downsample else [])
 
     def forward(self, hidden: Tensor, time: Tensor, context: Tensor, frames: int) -> list[Tensor]:
-        """Every intermediate result in order; the last one is the block's output."""
+        """Return every intermediate result in order; the last one is the block's output."""
         states = []
         for index, resnet in enumerate(self.resnets):
             hidden = resnet(hidden, time, frames)
@@ -312,7 +312,7 @@ class UpBlock(nn.Module):
         self.upsamplers = nn.ModuleList([Upsample2D(out_channels, use_conv=True)] if upsample else [])
 
     def forward(self, hidden: Tensor, skips: Sequence[Tensor], time: Tensor, context: Tensor, frames: int) -> Tensor:
-        """`skips`: one per residual block, in the order in which they are read."""
+        """Read `skips`, one per residual block, in order."""
         for index, (resnet, skip) in enumerate(zip(self.resnets, skips, strict=True)):
             hidden = resnet(torch.cat([hidden, skip], dim=1), time, frames)
             if self.attentions:
@@ -329,7 +329,7 @@ def _transformers(count: int, channels: int, heads: int | None, embed: int) -> n
 
 
 class SpatioTemporalEncoder(nn.Module):
-    """Input convolution, timestep embedding, down blocks and mid block: what the ControlNet and the UNet share."""
+    """Input convolution, timestep embedding, down blocks and mid block: the part that ControlNet and UNet share."""
 
     def __init__(self, config: DenoiserConfig) -> None:
         super().__init__()
@@ -365,7 +365,7 @@ class SpatioTemporalEncoder(nn.Module):
 
 
 def lay_out_guidance(latents: Tensor, image_latents: Tensor, image_embeds: Tensor) -> tuple[Tensor, Tensor]:
-    """Lay out the unconditional and the conditional guidance half: the former sees no image.
+    """Lay out both guidance halves; the unconditional one sees no image.
 
     Args:
         latents: [frames, 4, h, w], scaled for the timestep.

@@ -49,8 +49,8 @@ class UNet(SpatioTemporalEncoder):
             image_embeds: float32 [1, 1, embed].
             added_time_ids: float32 [1, 3]: frame rate - 1, motion bucket, noise augmentation strength.
             pose_latents: compute dtype [tile, c0, h, w].
-            residuals: 13, compute dtype, [2 * tile, ...]. Each is added once: how often the reference adds it is
-                already folded into the ControlNet.
+            residuals: 13, compute dtype, [2 * tile, ...]. Each is added once: the multiplicities of the reference
+                are folded into the ControlNet.
 
         Returns:
             The v-prediction, float32 [2, tile, 4, h, w]; row 0 is the unconditional half.
@@ -90,7 +90,7 @@ class UNet(SpatioTemporalEncoder):
 
 
 def _build_up_blocks(config: DenoiserConfig) -> nn.ModuleList:
-    """Innermost level first. The last skip connection of a level comes from the level outside it."""
+    """Build the levels, innermost first; the last skip connection of a level comes from the next outer one."""
     blocks = nn.ModuleList()
     for level in reversed(range(LEVELS)):
         own = config.channels[level]

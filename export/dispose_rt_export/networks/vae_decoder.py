@@ -10,11 +10,11 @@ from ..checkpoints import Weights, load_strict
 
 
 class VaeDecoder(nn.Module):
-    """Decodes one chunk of frames. It mixes frames over time, so the length of the chunk changes its pixels.
+    """Decodes one chunk of frames; it mixes frames over time, so the length of the chunk changes its pixels.
 
     Args:
         decoder: diffusers' temporal decoder, float32.
-        scaling_factor: what the sampler's latents were multiplied by.
+        scaling_factor: factor of the sampler's latents.
     """
 
     def __init__(self, decoder: nn.Module, scaling_factor: float) -> None:
@@ -50,5 +50,5 @@ def build_vae_decoder(weights: Weights) -> VaeDecoder:
         autoencoder = AutoencoderKLTemporalDecoder.from_config(dict(weights.configs["svd_vae"]))
     decoder = VaeDecoder(autoencoder.decoder, autoencoder.config.scaling_factor)
     unused = autoencoder.state_dict().keys() - decoder.state_dict().keys()
-    load_strict(decoder, weights.svd_vae(), weights.source("svd_vae"), unused)
+    load_strict(decoder, weights.tensors("svd_vae"), weights.source("svd_vae"), unused)
     return decoder.eval()

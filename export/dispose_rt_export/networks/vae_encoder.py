@@ -15,7 +15,7 @@ class PosteriorEncoder(nn.Module):
     """Encoder of a diffusers autoencoder, up to the moments of its Gaussian posterior.
 
     Args:
-        autoencoder: any diffusers autoencoder with `encoder` and `quant_conv`, which are taken over, not copied.
+        autoencoder: any diffusers autoencoder with `encoder` and `quant_conv`, which are shared, not copied.
     """
 
     def __init__(self, autoencoder: nn.Module) -> None:
@@ -28,13 +28,13 @@ class PosteriorEncoder(nn.Module):
         return self.quant_conv.weight.dtype  # type: ignore[return-value]
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and logarithm of the variance, float32, each [1, 4, height/8, width/8]."""
+        """Return mean and logarithm of the variance, float32, each [1, 4, height/8, width/8]."""
         mean, log_variance = self.quant_conv(self.encoder(image.to(self.dtype))).float().chunk(2, dim=1)
         return mean, log_variance
 
 
 def load_posterior_encoder(autoencoder: nn.Module, tensors: Mapping[str, Tensor], source: str) -> PosteriorEncoder:
-    """Take the encoder of an autoencoder and fill it; the tensors of its decoder are known and left alone.
+    """Take the encoder of an autoencoder and load its weights; tensors of the decoder are ignored.
 
     Raises:
         CheckpointError: the tensors are not exactly those of the autoencoder.
@@ -72,4 +72,4 @@ def build_vae_encoder(weights: Weights) -> VaeEncoder:
     """
     with torch.device("meta"):
         autoencoder = AutoencoderKLTemporalDecoder.from_config(dict(weights.configs["svd_vae"]))
-    return VaeEncoder(load_posterior_encoder(autoencoder, weights.svd_vae(), weights.source("svd_vae"))).eval()
+    return VaeEncoder(load_posterior_encoder(autoencoder, weights.tensors("svd_vae"), weights.source("svd_vae"))).eval()

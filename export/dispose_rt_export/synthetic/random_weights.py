@@ -21,8 +21,8 @@ from dispose_rt.errors import InputError
 
 from ..checkpoints import COMPONENTS, FILES, PROMPT_TOKENS, Config, Tensors, Weights
 from ..compile.precision import apply_precision
-from .published_configs import SCALES, scale_configs
-from .published_shapes import STORED_DTYPES, tensor_shapes
+from .configs import SCALES, configs_of
+from .shapes import STORED_DTYPES, tensor_shapes
 from .toy_pose_networks import DETECTOR_FILE, ESTIMATOR_FILE, build_detector, build_estimator
 from .toy_weights import fixed_tensor, shape_normals
 
@@ -30,11 +30,6 @@ _POSE_NETWORKS = {
     "person_detector": (DETECTOR_FILE, build_detector),
     "pose_estimator": (ESTIMATOR_FILE, build_estimator),
 }
-_SOURCES = (
-    *("random_weights.py", "published_configs.py", "published_shapes.py", "toy_configs.py", "toy_weights.py"),
-    *("toy_pose_networks.py", "onnx_graph.py", "whole_body.py"),
-)
-"""What decides the values, beside scale and seed."""
 
 
 class RandomWeights(Weights):
@@ -62,7 +57,7 @@ class RandomWeights(Weights):
 
     @property
     def configs(self) -> Mapping[str, Config]:
-        return scale_configs(self.scale)
+        return configs_of(self.scale)
 
     def tensors(self, component: str) -> Tensors:
         """Draw all tensors of a component, in the dtype that the published file stores."""
@@ -108,8 +103,9 @@ class RandomWeights(Weights):
 
 @cache
 def _source_hash() -> str:
+    """Hash of the sources that decide the values, beside scale and seed."""
     digest = hashlib.sha256()
-    for path in (*(Path(__file__).parent / name for name in _SOURCES), Path(puppet.__file__)):
+    for path in (*sorted(Path(__file__).parent.glob("*.py")), Path(puppet.__file__)):
         digest.update(path.read_bytes())
     return digest.hexdigest()
 

@@ -17,9 +17,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..checkpoints import FILES
-from .published_configs import scale_configs
-from .published_shapes import STORED_DTYPES, tensor_shapes
-from .toy_configs import text_files
+from .configs import configs_of, toy_files
+from .shapes import STORED_DTYPES, tensor_shapes
 from .toy_pose_networks import write_pose_networks
 from .toy_weights import draw_tensors
 
@@ -34,9 +33,9 @@ def write_toy_checkpoint(folder: Path, *, seed: int = 0) -> Path:
     Returns:
         The folder.
     """
-    for relative, text in text_files().items():
+    for relative, text in toy_files().items():
         _parent_made(folder / relative).write_text(text, encoding="utf-8")
-    configs = scale_configs("toy")
+    configs = configs_of("toy")
     for name, dtype in STORED_DTYPES.items():
         path = _parent_made(folder / FILES[name].paths[0])
         tensors = draw_tensors(name, tensor_shapes(name, configs), seed)

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from ..networks.cmp import BINS, FLOW_LIMIT_PX
-from .published_shapes import Shapes
+from .shapes import Shapes
 
 Tensors = dict[str, Tensor]
 

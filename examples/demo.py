@@ -1,8 +1,8 @@
-"""The whole way on one CPU, with nothing to download: `make demo`, or `python scripts/demo.py --output out`.
+"""The whole way on one CPU, with nothing to download: `make demo`, or `python examples/demo.py --output out`.
 
-Writes a toy checkpoint, builds engines from it, draws a reference picture and a driving video of a puppet, animates the
-one with the other, and lays out everything on a contact sheet. The networks are toys, so the result shows that the
-machinery works (the reference, blurred, and over it the traces of the dance), not what DisPose looks like.
+Builds engines with toy weights, draws a reference picture and a driving video of a puppet, animates the one with the
+other, and lays out everything on a contact sheet. The networks are toys, so the result shows that the machinery works
+(the reference, blurred, and over it the traces of the dance), not what DisPose looks like.
 """
 
 from __future__ import annotations
@@ -19,13 +19,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-ROOT = Path(__file__).resolve().parents[1]
-if str(ROOT) not in sys.path:
-    sys.path.insert(0, str(ROOT))  # the source tree itself, wherever the command is typed
-
-import dispose_rt  # noqa: E402
-from dispose_rt import media, pictures  # noqa: E402
-from dispose_rt.puppet import Costume, Stance, dance, draw_backdrop, draw_puppet, place_joints  # noqa: E402
+import dispose_rt
+from dispose_rt import media, pictures
+from dispose_rt.puppet import Costume, Stance, dance, draw_backdrop, draw_puppet, place_joints
 
 U8 = NDArray[np.uint8]
 
@@ -46,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     output: Path = arguments.output
     try:
-        with _timed("toy checkpoint and engines"):
+        with _timed("toy engines"):
             engines = build_engines(output)
         with _timed("reference picture and driving video"):
             reference, drive = draw_media(output, arguments.frames)
@@ -74,16 +70,12 @@ def _timed(what: str) -> Iterator[None]:
 
 
 def build_engines(output: Path) -> Path:
-    """Write the toy checkpoint and build its engines, in processes of their own: this one stays free of torch."""
-    weights, engines = output / "toy", output / "engines"
-    _run("export/dispose_rt_export/synthetic/toy_checkpoint.py", "--output", weights)
-    size = ("--size", f"{WIDTH}x{HEIGHT}", "--tile-frames", TILE_FRAMES)
-    _run("export/build_engines.py", "--weights", weights, "--output", engines, *size, "--backend", "onnxruntime")
+    """Build toy engines in a process of its own: this one stays free of torch."""
+    engines = output / "engines"
+    size = ["--size", f"{WIDTH}x{HEIGHT}", "--tile-frames", str(TILE_FRAMES)]
+    command = ["dispose_rt", "build", "--random-weights", "toy", "--output", str(engines), *size]
+    subprocess.run([sys.executable, "-m", *command], check=True)
     return engines
-
-
-def _run(script: str, *arguments: object) -> None:
-    subprocess.run([sys.executable, str(ROOT / script), *map(str, arguments)], check=True)
 
 
 def draw_media(output: Path, frames: int) -> tuple[Path, Path]:

@@ -1,7 +1,7 @@
 """Measures what reduced precision costs, network by network, and why `compile.precision` keeps float32.
 
-    python benchmarks/precision.py --weights WEIGHTS --size 128x64
-    python benchmarks/precision.py --random-weights toy --precision bf16 --only unet,controlnet
+    python benchmarks/accuracy/precision.py --weights WEIGHTS --size 128x64
+    python benchmarks/accuracy/precision.py --random-weights toy --precision bf16 --only unet,controlnet
 
 Everything runs in PyTorch on the CPU, which rounds the result of every operation. (ONNX Runtime computes half-precision
 graphs in float32 there, so it sees the rounding of the weights alone.) Errors are relative, in the Euclidean norm,
@@ -16,15 +16,11 @@ from __future__ import annotations
 import argparse
 import copy
 import math
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from unittest import mock
-
-if not __package__:  # run as a script: its folder's kernels.py would pass for an optional package of transformers
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import torch
 from dispose_rt_export.build.plan import RECIPES

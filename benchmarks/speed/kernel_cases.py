@@ -1,4 +1,4 @@
-"""What benchmarks/kernels.py times: every kernel with arguments of a published run, 16 frames of 576x1024."""
+"""What benchmarks/speed/kernel_times.py times: every kernel with arguments of a published run, 16 frames of 576x1024."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ Argument = Buffer | tuple[Buffer, ...] | int | float
 
 
 @dataclass(frozen=True)
-class Case:
+class KernelCase:
     """One kernel with its arguments, in the order of its wrapper."""
 
     name: str
@@ -96,7 +96,7 @@ class PlacedCase:
             array.free()
 
 
-def make_cases() -> list[Case]:
+def make_cases() -> list[KernelCase]:
     """Every kernel, on random inputs inside the image."""
     rng = np.random.default_rng(0)
     return [*_step_cases(rng), *_scatters(rng), *_motion_cases(rng), *_picture_cases(rng)]
@@ -126,7 +126,7 @@ def _positions(rng: np.random.Generator, width: int, height: int, *shape: int) -
     return rng.integers((0, 0), (width, height), (*shape, 2)).astype(np.int32)
 
 
-def _step_cases(rng: np.random.Generator) -> list[Case]:
+def _step_cases(rng: np.random.Generator) -> list[KernelCase]:
     latents = (FRAMES, 4, ROWS, COLUMNS)
     slots = _reads(rng.permutation(CLIP_FRAMES)[:FRAMES].astype(np.int32))
     used = FRAMES / CLIP_FRAMES
@@ -137,23 +137,23 @@ def _step_cases(rng: np.random.Generator) -> list[Case]:
     pose = _normal(rng, CLIP_FRAMES, POSE_CHANNELS, ROWS, COLUMNS).astype(np.float16)
     gathered = _writes(FRAMES, *pose.shape[1:], dtype="float16")
     return [
-        Case(
+        KernelCase(
             "gather_frames, latents",
             kernels.gather_frames,
             (_reads(_normal(rng, *latents)), _order(), _writes(*latents)),
         ),
-        Case("gather_frames, pose latents", kernels.gather_frames, (_reads(pose, used), slots, gathered)),
-        Case(
+        KernelCase("gather_frames, pose latents", kernels.gather_frames, (_reads(pose, used), slots, gathered)),
+        KernelCase(
             "begin_step",
             kernels.begin_step,
             (_reads(table, 1 / len(table)), _flag(), _writes(1), _writes(*table[0].shape)),
         ),
-        Case(
+        KernelCase(
             "accumulate_tile",
             kernels.accumulate_tile,
             (_reads(_normal(rng, 2, *latents)), _order(), _reads(weights), _writes(2, *latents, passes=2), _flag()),
         ),
-        Case(
+        KernelCase(
             "guided_euler_step",
             kernels.guided_euler_step,
             (
@@ -161,7 +161,7 @@ def _step_cases(rng: np.random.Generator) -> list[Case]:
                 *(_reads(_normal(rng, 2, *latents)), _reads(weights), row, finite, _writes(*latents)),
             ),
         ),
-        Case(
+        KernelCase(
             "frames_to_u8",
             kernels.frames_to_u8,
             (
@@ -176,7 +176,7 @@ def _order() -> Buffer:
     return _reads(np.arange(FRAMES, dtype=np.int32))
 
 
-def _scatters(rng: np.random.Generator) -> list[Case]:
+def _scatters(rng: np.random.Generator) -> list[KernelCase]:
     rows, columns = HEIGHT // 16, WIDTH // 16
     cells = np.full((FRAMES, rows, columns), -1, np.int32)
     for frame, positions in enumerate(_positions(rng, columns, rows, FRAMES, JOINTS)):
@@ -190,23 +190,23 @@ def _scatters(rng: np.random.Generator) -> list[Case]:
             for count, factor in zip(LEVEL_CHANNELS, kernels.POINT_LEVEL_FACTORS, strict=True)
         )
         name = f"scatter_point_features, {dtype}"
-        cases.append(Case(name, kernels.scatter_point_features, (_reads(cells), tables, levels)))
+        cases.append(KernelCase(name, kernels.scatter_point_features, (_reads(cells), tables, levels)))
     return cases
 
 
-def _motion_cases(rng: np.random.Generator) -> list[Case]:
+def _motion_cases(rng: np.random.Generator) -> list[KernelCase]:
     values = _reads(_normal(rng, FRAMES, JOINTS, 2))
     flow, hinted = (FRAMES, 2, HEIGHT, WIDTH), (FRAMES, 2, CMP_SIZE_PX, CMP_SIZE_PX)
     rows, columns = HEIGHT // 16, WIDTH // 16
     features = _reads(_normal(rng, DIFT_CHANNELS, rows, columns), 0)  # four values per point and channel are read
     samples = _writes(JOINTS, DIFT_CHANNELS, passes=1 + 4)
     return [
-        Case(
+        KernelCase(
             "splat_gaussian_flow",
             kernels.splat_gaussian_flow,
             (_reads(_positions(rng, WIDTH, HEIGHT, FRAMES, JOINTS)), values, _writes(*flow)),
         ),
-        Case(
+        KernelCase(
             "rasterize_sparse_flow",
             kernels.rasterize_sparse_flow,
             (
@@ -214,12 +214,12 @@ def _motion_cases(rng: np.random.Generator) -> list[Case]:
                 *(values, _writes(*hinted), _writes(*hinted)),
             ),
         ),
-        Case(
+        KernelCase(
             "sample_points",
             kernels.sample_points,
             (features, _reads(_positions(rng, WIDTH, HEIGHT, JOINTS)), HEIGHT, WIDTH, samples),
         ),
-        Case(
+        KernelCase(
             "resample_flow",
             kernels.resample_flow,
             (
@@ -235,7 +235,7 @@ def _nearest(length: int, target: int) -> Buffer:
     return _reads((np.arange(target) * length // target).astype(np.int32))
 
 
-def _picture_cases(rng: np.random.Generator) -> list[Case]:
+def _picture_cases(rng: np.random.Generator) -> list[KernelCase]:
     video = _reads(_levels(rng, VIDEO_HEIGHT, VIDEO_WIDTH, 3))
     row_taps, column_taps = letterbox_taps(VIDEO_HEIGHT, VIDEO_WIDTH)
     sizes = (VIDEO_WIDTH, len(row_taps), len(column_taps), DETECTOR_PX)
@@ -243,12 +243,12 @@ def _picture_cases(rng: np.random.Generator) -> list[Case]:
     pictures = (FRAMES, 3, HEIGHT, WIDTH)
     cmp_pixels = CMP_SIZE_PX**2 / (HEIGHT * WIDTH)
     return [
-        Case(
+        KernelCase(
             "letterbox",
             _queue_letterbox,
             (video, _reads(row_taps), _reads(column_taps), _writes(1, 3, DETECTOR_PX, DETECTOR_PX), *sizes),
         ),
-        Case(
+        KernelCase(
             "crop_person",
             kernels.crop_person,
             (
@@ -256,8 +256,8 @@ def _picture_cases(rng: np.random.Generator) -> list[Case]:
                 *(_reads(_normal(rng, 3, 256)), _writes(1, 3, CROP_HEIGHT, CROP_WIDTH)),
             ),
         ),
-        Case("normalize_frames", kernels.normalize_frames, (_reads(_levels(rng, *pictures)), _writes(*pictures))),
-        Case(
+        KernelCase("normalize_frames", kernels.normalize_frames, (_reads(_levels(rng, *pictures)), _writes(*pictures))),
+        KernelCase(
             "nearest_image",
             kernels.nearest_image,
             (

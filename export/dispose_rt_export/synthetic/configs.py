@@ -1,36 +1,39 @@
-"""Configuration and tokenizer files of the toy checkpoint: those that are published, with toy widths."""
+"""Configuration files of the published checkpoints, and those of the toy checkpoint: the published ones, narrower."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
-from ..checkpoints import SD15, SVD
+from ..checkpoints import CONFIG_FILES, SD15, SVD, Config
+from .toy_tokenizer import END, START, read_vocabulary, tokenizer_files
 
-UNET_CHANNELS = (32, 64, 128, 128)
-DIFT_CHANNELS = 96
+SCALES = ("full", "toy")
+"""The published widths, and those of the toy checkpoint."""
 
-_UNET = {
+_SVD_UNET = {
     "_class_name": "UNetSpatioTemporalConditionModel",
     "_diffusers_version": "0.24.0.dev0",
-    "addition_time_embed_dim": 32,
-    "block_out_channels": list(UNET_CHANNELS),
-    "cross_attention_dim": 48,
+    "addition_time_embed_dim": 256,
+    "block_out_channels": [320, 640, 1280, 1280],
+    "cross_attention_dim": 1024,
     "down_block_types": [*["CrossAttnDownBlockSpatioTemporal"] * 3, "DownBlockSpatioTemporal"],
     "in_channels": 8,
     "layers_per_block": 2,
-    "num_attention_heads": [2, 4, 8, 8],
+    "num_attention_heads": [5, 10, 20, 20],
     "num_frames": 25,
     "out_channels": 4,
-    "projection_class_embeddings_input_dim": 96,
-    "sample_size": 8,
+    "projection_class_embeddings_input_dim": 768,
+    "sample_size": 96,
     "transformer_layers_per_block": 1,
     "up_block_types": ["UpBlockSpatioTemporal", *["CrossAttnUpBlockSpatioTemporal"] * 3],
 }
 _SVD_VAE = {
     "_class_name": "AutoencoderKLTemporalDecoder",
     "_diffusers_version": "0.24.0.dev0",
-    "block_out_channels": [32, 64, 96, 96],
+    "block_out_channels": [128, 256, 512, 512],
     "down_block_types": ["DownEncoderBlock2D"] * 4,
     "force_upcast": True,
     "in_channels": 3,
@@ -60,28 +63,47 @@ _SVD_SCHEDULER = {
     "trained_betas": None,
     "use_karras_sigmas": True,
 }
-_CLIP_TOWER = {
-    "attention_dropout": 0.0,
-    "dropout": 0.0,
-    "hidden_size": 64,
-    "initializer_factor": 1.0,
-    "initializer_range": 0.02,
-    "intermediate_size": 128,
-    "layer_norm_eps": 1e-05,
-    "num_attention_heads": 4,
-    "num_hidden_layers": 2,
-}
+
+
+def _clip_tower(hidden_size: int, intermediate_size: int, heads: int, layers: int) -> dict[str, Any]:
+    return {
+        "attention_dropout": 0.0,
+        "dropout": 0.0,
+        "hidden_size": hidden_size,
+        "initializer_factor": 1.0,
+        "initializer_range": 0.02,
+        "intermediate_size": intermediate_size,
+        "layer_norm_eps": 1e-05,
+        "num_attention_heads": heads,
+        "num_hidden_layers": layers,
+    }
+
+
 _IMAGE_ENCODER = {
-    **_CLIP_TOWER,
+    **_clip_tower(1280, 5120, heads=16, layers=32),
     "architectures": ["CLIPVisionModelWithProjection"],
     "hidden_act": "gelu",
     "image_size": 224,
     "model_type": "clip_vision_model",
     "num_channels": 3,
-    "patch_size": 32,
-    "projection_dim": 48,
+    "patch_size": 14,
+    "projection_dim": 1024,
     "torch_dtype": "float16",
     "transformers_version": "4.34.0.dev0",
+}
+_SD15_TEXT_ENCODER = {
+    **_clip_tower(768, 3072, heads=12, layers=12),
+    "architectures": ["CLIPTextModel"],
+    "bos_token_id": 0,
+    "eos_token_id": 2,
+    "hidden_act": "quick_gelu",
+    "max_position_embeddings": 77,
+    "model_type": "clip_text_model",
+    "pad_token_id": 1,
+    "projection_dim": 768,
+    "torch_dtype": "float32",
+    "transformers_version": "4.22.0.dev0",
+    "vocab_size": 49408,
 }
 _PREPROCESSOR = {
     "crop_size": {"height": 224, "width": 224},
@@ -111,10 +133,10 @@ _SD15_UNET = {
     "_class_name": "UNet2DConditionModel",
     "_diffusers_version": "0.6.0",
     "act_fn": "silu",
-    "attention_head_dim": 4,
-    "block_out_channels": [32, 64, DIFT_CHANNELS, DIFT_CHANNELS],
+    "attention_head_dim": 8,
+    "block_out_channels": [320, 640, 1280, 1280],
     "center_input_sample": False,
-    "cross_attention_dim": 64,
+    "cross_attention_dim": 768,
     "down_block_types": [*["CrossAttnDownBlock2D"] * 3, "DownBlock2D"],
     "downsample_padding": 1,
     "flip_sin_to_cos": True,
@@ -125,14 +147,14 @@ _SD15_UNET = {
     "norm_eps": 1e-05,
     "norm_num_groups": 32,
     "out_channels": 4,
-    "sample_size": 8,
+    "sample_size": 64,
     "up_block_types": ["UpBlock2D", *["CrossAttnUpBlock2D"] * 3],
 }
 _SD15_VAE = {
     "_class_name": "AutoencoderKL",
     "_diffusers_version": "0.6.0",
     "act_fn": "silu",
-    "block_out_channels": [32, 64, 96, 96],
+    "block_out_channels": [128, 256, 512, 512],
     "down_block_types": ["DownEncoderBlock2D"] * 4,
     "in_channels": 3,
     "latent_channels": 4,
@@ -167,80 +189,61 @@ _SD15_INDEX = {
     "vae": ["diffusers", "AutoencoderKL"],
 }
 
-_MERGES = ("p h", "o t", "ph ot", "phot o</w>", "o f</w>", "h u", "m a", "hu ma", "huma n</w>")
-"""Enough to read "photo of a human" as four tokens; everything else is spelled letter by letter."""
-_START, _END = "<|startoftext|>", "<|endoftext|>"
+_PUBLISHED: Mapping[str, Config] = {
+    "svd_unet": _SVD_UNET,
+    "svd_vae": _SVD_VAE,
+    "image_encoder": _IMAGE_ENCODER,
+    "svd_scheduler": _SVD_SCHEDULER,
+    "sd15_unet": _SD15_UNET,
+    "sd15_vae": _SD15_VAE,
+    "sd15_text_encoder": _SD15_TEXT_ENCODER,
+    "sd15_scheduler": _SD15_SCHEDULER,
+}
+"""By the names of `checkpoints.CONFIG_FILES`."""
 
-
-def _vocabulary() -> dict[str, int]:
-    """Every byte (as the letter that CLIP writes it as), every byte at the end of a word, the merges, start and end."""
-    visible = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    letters = [chr(byte) for byte in visible] + [chr(256 + i) for i in range(256 - len(visible))]
-    words = [*letters, *(f"{letter}</w>" for letter in letters), *(merge.replace(" ", "") for merge in _MERGES)]
-    return {word: number for number, word in enumerate([*words, _START, _END])}
-
-
-def _special_token(content: str, **more: str) -> dict[str, Any]:
-    return {**more, "content": content, "lstrip": False, "normalized": True, "rstrip": False, "single_word": False}
-
-
-def config_files() -> dict[str, dict[str, Any]]:
-    """Parsed JSON files by their path in the published layout."""
-    vocabulary = _vocabulary()
-    added = {"__type": "AddedToken"}
-    start, end = vocabulary[_START], vocabulary[_END]
-    text_encoder = {
-        **_CLIP_TOWER,
-        "architectures": ["CLIPTextModel"],
-        "bos_token_id": start,
-        "eos_token_id": end,
-        "hidden_act": "quick_gelu",
-        "max_position_embeddings": 77,
-        "model_type": "clip_text_model",
-        "pad_token_id": 1,
+_TOY_WIDTHS: Mapping[str, Config] = {
+    "svd_unet": {
+        "addition_time_embed_dim": 32,
+        "block_out_channels": [32, 64, 128, 128],
+        "cross_attention_dim": 48,
+        "num_attention_heads": [2, 4, 8, 8],
+        "projection_class_embeddings_input_dim": 96,
+        "sample_size": 8,
+    },
+    "svd_vae": {"block_out_channels": [32, 64, 96, 96]},
+    "image_encoder": {**_clip_tower(64, 128, heads=4, layers=2), "patch_size": 32, "projection_dim": 48},
+    "sd15_unet": {
+        "attention_head_dim": 4,
+        "block_out_channels": [32, 64, 96, 96],
+        "cross_attention_dim": 64,
+        "sample_size": 8,
+    },
+    "sd15_vae": {"block_out_channels": [32, 64, 96, 96]},
+    "sd15_text_encoder": {
+        **_clip_tower(64, 128, heads=4, layers=2),
+        "bos_token_id": read_vocabulary()[START],
+        "eos_token_id": read_vocabulary()[END],
         "projection_dim": 64,
-        "torch_dtype": "float32",
-        "transformers_version": "4.22.0.dev0",
-        "vocab_size": len(vocabulary),
-    }
-    tokenizer = {
-        "add_prefix_space": False,
-        "bos_token": _special_token(_START, **added),
-        "do_lower_case": True,
-        "eos_token": _special_token(_END, **added),
-        "errors": "replace",
-        "model_max_length": 77,
-        "pad_token": _END,
-        "tokenizer_class": "CLIPTokenizer",
-        "unk_token": _special_token(_END, **added),
-    }
-    special_tokens = {
-        "bos_token": _special_token(_START),
-        "eos_token": _special_token(_END),
-        "pad_token": _END,
-        "unk_token": _special_token(_END),
-    }
-    return {
-        f"{SVD}/unet/config.json": _UNET,
-        f"{SVD}/vae/config.json": _SVD_VAE,
-        f"{SVD}/image_encoder/config.json": _IMAGE_ENCODER,
-        f"{SVD}/scheduler/scheduler_config.json": _SVD_SCHEDULER,
+        "vocab_size": len(read_vocabulary()),
+    },
+}
+"""What the toy checkpoint has in place of the published values."""
+
+
+def configs_of(scale: str) -> Mapping[str, Config]:
+    """Return the parsed configuration files at one of SCALES, by their names in `checkpoints.CONFIG_FILES`."""
+    widths = _TOY_WIDTHS if scale == "toy" else {}
+    return MappingProxyType({name: {**_PUBLISHED[name], **widths.get(name, {})} for name in CONFIG_FILES})
+
+
+def toy_files() -> dict[str, str]:
+    """Return the contents of all small files of the toy checkpoint by their path in the published layout."""
+    bodies = {
+        **{CONFIG_FILES[name].paths[0]: config for name, config in configs_of("toy").items()},
         f"{SVD}/feature_extractor/preprocessor_config.json": _PREPROCESSOR,
         f"{SVD}/model_index.json": _SVD_INDEX,
-        f"{SD15}/unet/config.json": _SD15_UNET,
-        f"{SD15}/vae/config.json": _SD15_VAE,
-        f"{SD15}/text_encoder/config.json": text_encoder,
-        f"{SD15}/scheduler/scheduler_config.json": _SD15_SCHEDULER,
-        f"{SD15}/model_index.json": _SD15_INDEX,
         f"{SD15}/feature_extractor/preprocessor_config.json": _PREPROCESSOR,
-        f"{SD15}/tokenizer/vocab.json": vocabulary,
-        f"{SD15}/tokenizer/tokenizer_config.json": tokenizer,
-        f"{SD15}/tokenizer/special_tokens_map.json": special_tokens,
+        f"{SD15}/model_index.json": _SD15_INDEX,
     }
-
-
-def text_files() -> dict[str, str]:
-    """Contents of all small files by their path in the published layout."""
-    files = {path: json.dumps(body, indent=2, ensure_ascii=False) + "\n" for path, body in config_files().items()}
-    files[f"{SD15}/tokenizer/merges.txt"] = "\n".join(["#version: 0.2", *_MERGES]) + "\n"
-    return files
+    written = {path: json.dumps(body, indent=2, ensure_ascii=False) + "\n" for path, body in bodies.items()}
+    return written | {f"{SD15}/tokenizer/{name}": text for name, text in tokenizer_files().items()}

@@ -10,7 +10,7 @@ from dispose_rt.engines.manifest import Manifest
 from dispose_rt.errors import InputError
 
 if TYPE_CHECKING:
-    from benchmarks.baseline_results import Baseline
+    from benchmarks.reference.results import Baseline
 
 STEPS_MEASURED = 3
 SCALES = {
@@ -111,8 +111,8 @@ def measure_beside(
         )
     import torch
 
-    from benchmarks.baseline import measure_baseline
-    from benchmarks.baseline_results import BaselineSetting
+    from benchmarks.reference.baseline import measure_baseline
+    from benchmarks.reference.results import BaselineSetting
 
     kind, _, index = device.partition(":")
     if kind == "cuda" and torch.cuda.is_available():

@@ -1,6 +1,6 @@
 """Times every kernel at the size of a published run: 16 frames of 576x1024.
 
-    python benchmarks/kernels.py [--device cpu|cuda[:N]] [--json FILE]
+    python benchmarks/speed/kernel_times.py [--device cpu|cuda[:N]] [--json FILE]
 
 Median device time of a launch, replayed from a graph, and the bytes that have to move (inputs read once, outputs
 written once) per second, as a share of what a device-to-device copy moves in the same run; what a fill moves, which is
@@ -20,11 +20,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-if not __package__:  # run as a script: its folder's kernels.py would pass for an optional package of transformers
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
-
-from benchmarks.cuda_timing import ROUNDS, cache_bytes, measure_bandwidth, time_queued
-from benchmarks.kernel_cases import Case, make_cases
+from benchmarks.speed.cuda_timing import ROUNDS, cache_bytes, measure_bandwidth, time_queued
+from benchmarks.speed.kernel_cases import KernelCase, make_cases
 from dispose_rt.device import Device, Stream, find_gpus, open_device
 from dispose_rt.device.cuda import CudaDevice
 from dispose_rt.errors import DisposeError
@@ -108,7 +105,7 @@ def _name(device: Device) -> str:
     return device.gpu.name if isinstance(device, CudaDevice) else f"CPU, {os.cpu_count()} cores"
 
 
-def time_case(case: Case, stream: Stream, rounds: int) -> float:
+def time_case(case: KernelCase, stream: Stream, rounds: int) -> float:
     """Median seconds of a launch; on a GPU over rotating copies of its arguments.
 
     Raises:

@@ -1,9 +1,9 @@
-"""How memory grows with the length of a clip: `python benchmarks/long_clip.py ENGINES --frames 500 9000`.
+"""How memory grows with the length of a clip: `python benchmarks/memory/long_clip.py ENGINES --frames 500 9000`.
 
 Animates clips of a dancing puppet, whose frames are drawn when they are asked for and whose results are dropped, each
 in a process of its own, and prints the most memory that the process had (resident set size), how much that is per frame
 beyond the first clip, and what the plan of the longest clip states per frame. ENGINES are of a toy checkpoint (see
-scripts/demo.py), whose pose networks find puppets.
+examples/demo.py), whose pose networks find puppets.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
 """Times whole denoising steps as the runtime runs them: one graph per step, beside the same step queued from Python.
 
-    python benchmarks/graph_step.py ENGINES [--baseline] [--json FILE]
+    python benchmarks/speed/graph_step.py ENGINES [--baseline] [--json FILE]
 
 ENGINES is an engine directory; of an unfinished one of AOTInductor's, controlnet and unet are enough. A made-up clip is
 denoised: gathering, ControlNet, UNet and accumulation per tile, guidance and Euler step per step, all on one stream.
 The step is queued from Python, then captured and launched; both start from the same latents, and their results are
 compared. A capture refuses whatever waits for the device, allocates, or copies from or to the host: that it succeeds
 is the proof that a step has none of it. --baseline measures eager PyTorch in the same process, see
-benchmarks/baseline.py, and prints the ratio of a tile-step.
+benchmarks/reference/baseline.py, and prints the ratio of a tile-step.
 """
 
 from __future__ import annotations
@@ -23,13 +23,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-if not __package__:  # run as a script: its folder's kernels.py would pass for an optional package of transformers
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
-
 import numpy as np
 
-from benchmarks.latency_baseline import Comparison, Ours, measure_beside, scale_of
-from benchmarks.unfinished_directory import read_directory
+from benchmarks.speed.latency_baseline import Comparison, Ours, measure_beside, scale_of
+from benchmarks.speed.unfinished_directory import read_directory
 from dispose_rt.clip.store import ResidentClip
 from dispose_rt.contract import POSE_LEVELS
 from dispose_rt.device import Array, CudaDevice, Event, Stream

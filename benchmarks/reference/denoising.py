@@ -15,7 +15,7 @@ from diffusers import EulerDiscreteScheduler
 from torch import Tensor, nn
 from torch.nn import functional
 
-from benchmarks.baseline_networks import GUIDANCE_HALVES, BaselineControlNet
+from benchmarks.reference.networks import GUIDANCE_HALVES, BaselineControlNet
 from dispose_rt.kernels import POINT_LEVEL_FACTORS
 from dispose_rt.stages.denoise.tiles import Tile
 from dispose_rt.types import F64, Bools, Track
@@ -23,7 +23,7 @@ from dispose_rt.types import F64, Bools, Track
 CELL_PX = 16
 
 
-class Stopwatch:
+class PartTimer:
     """Seconds of named parts of the work: events on a GPU, which do not stop it, and the clock on the CPU."""
 
     def __init__(self, device: str) -> None:
@@ -56,7 +56,7 @@ class Stopwatch:
 
 
 @dataclass(frozen=True, eq=False)
-class ClipConditions:
+class BaselineConditions:
     """What the loop reads of a clip, on the device.
 
     Attributes:
@@ -158,7 +158,7 @@ class BaselineDenoiser:
         unet: nn.Module,
         controlnet: BaselineControlNet | None,
         scheduler_config: Mapping[str, Any],
-        clip: ClipConditions,
+        clip: BaselineConditions,
         tiles: Sequence[Tile],
         guidance_scale: float,
     ) -> None:
@@ -170,7 +170,7 @@ class BaselineDenoiser:
         self,
         noise: Tensor,
         steps: int,
-        watch: Stopwatch,
+        watch: PartTimer,
         after_step: Callable[[Tensor, Tensor], bool] = lambda *_: True,
     ) -> Tensor:
         """Denoise a clip.
@@ -208,7 +208,7 @@ class BaselineDenoiser:
                 break
         return latents
 
-    def _predict(self, sample: Tensor, timestep: Tensor, tile: Tile, watch: Stopwatch) -> Tensor:
+    def _predict(self, sample: Tensor, timestep: Tensor, tile: Tile, watch: PartTimer) -> Tensor:
         """Prediction of one tile, [2, tile, 4, h, w]."""
         clip, dtype = self._clip, sample.dtype
         slots = torch.from_numpy(tile.frames).long().to(sample.device)

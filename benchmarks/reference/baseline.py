@@ -1,7 +1,7 @@
 """Times the published method in eager PyTorch with its own order of work: what everything else here is compared with.
 
-    python benchmarks/baseline.py [--json FILE]
-    python benchmarks/baseline.py --scale toy --device cpu
+    python benchmarks/reference/baseline.py [--json FILE]
+    python benchmarks/reference/baseline.py --scale toy --device cpu
 
 Random weights and a made-up dancer; by default the published settings: 576x1024, tiles of 16 frames that overlap by 6,
 25 steps, guidance 2, half precision. Not in the times: loading weights, the first run of a network on a GPU, reading
@@ -30,19 +30,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-if not __package__:  # run as a script: its folder's kernels.py would pass for an optional package of transformers
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
-
 import torch
 from dispose_rt_export.checkpoints import Weights
 from dispose_rt_export.synthetic.random_weights import RandomWeights
 from torch import Tensor
 
-from benchmarks import baseline_stages as stages
-from benchmarks.baseline_clip import Clip, sample_clip
-from benchmarks.baseline_denoising import BaselineDenoiser, ClipConditions, Stopwatch
-from benchmarks.baseline_networks import load_baseline
-from benchmarks.baseline_results import DTYPES, PUBLISHED, TOY, Baseline, BaselineSetting, StepTimes
+from benchmarks.reference import stages
+from benchmarks.reference.denoising import BaselineConditions, BaselineDenoiser, PartTimer
+from benchmarks.reference.networks import load_baseline
+from benchmarks.reference.results import DTYPES, PUBLISHED, TOY, Baseline, BaselineSetting, StepTimes
+from benchmarks.reference.sample_clip import SampleClip, sample_clip
 from dispose_rt.errors import InputError
 from dispose_rt.stages.conditions import added_time_ids
 from dispose_rt.stages.pose.draw import draw_pose
@@ -104,7 +101,9 @@ def _setting(arguments: argparse.Namespace) -> BaselineSetting:
     )
 
 
-def measure_baseline(setting: BaselineSetting, clip: Clip | None = None, weights: Weights | None = None) -> Baseline:
+def measure_baseline(
+    setting: BaselineSetting, clip: SampleClip | None = None, weights: Weights | None = None
+) -> Baseline:
     """Run the published method and time it.
 
     Args:
@@ -133,7 +132,7 @@ def measure_baseline(setting: BaselineSetting, clip: Clip | None = None, weights
 class _Measurement:
     """One run of the method with a stopwatch. One network after the other is on the device, but for the loop's two."""
 
-    def __init__(self, setting: BaselineSetting, clip: Clip, weights: Weights) -> None:
+    def __init__(self, setting: BaselineSetting, clip: SampleClip, weights: Weights) -> None:
         self._setting, self._clip, self._weights = setting, clip, weights
         self._device, self._on_gpu = setting.device, setting.device == "cuda"
         self._end = time.monotonic() + setting.budget_s
@@ -151,7 +150,7 @@ class _Measurement:
             self._stage("decode", lambda: stages.decode_to_host(decoder, latents, sizes.chunk))
         return self._result
 
-    def _run_stages(self) -> ClipConditions:
+    def _run_stages(self) -> BaselineConditions:
         """Everything that runs once per clip before the loop."""
         setting, clip, device = self._setting, self._clip, self._device
         height, width, track = setting.sizes.height, setting.sizes.width, clip.track
@@ -175,7 +174,7 @@ class _Measurement:
         with self._network("pose_net") as encoder:
             batch = setting.sizes.tile
             poses = self._stage("pose_net", lambda: stages.encode_poses(encoder, drawings, device, batch))
-        return ClipConditions(
+        return BaselineConditions(
             track=track,
             embeddings=embeddings.to(setting.dtype),
             dense_flow=dense.to(setting.dtype),
@@ -186,7 +185,7 @@ class _Measurement:
             added_time_ids=torch.from_numpy(added_time_ids(MOTION_BUCKET, 0.0)).to(device),
         )
 
-    def _measure_loop(self, conditions: ClipConditions, noise: Tensor) -> None:
+    def _measure_loop(self, conditions: BaselineConditions, noise: Tensor) -> None:
         setting, result = self._setting, self._result
         with self._network("unet") as unet, self._network("controlnet") as controlnet:
             dispose, plain = (
@@ -212,7 +211,7 @@ class _Measurement:
 
     def _time_steps(self, denoiser: BaselineDenoiser, noise: Tensor) -> tuple[StepTimes, Tensor]:
         """Run the first steps of the schedule; all but those of the warm-up count, and at least one."""
-        watch = Stopwatch(self._device)
+        watch = PartTimer(self._device)
         measured: dict[str, list[float]] = {}
         done = 0
 

@@ -1,11 +1,11 @@
 """`dispose-rt bench`, and beside it what needs the source tree: the published method in eager PyTorch.
 
-    python benchmarks/latency.py ENGINES [--networks] [--baseline] [--json FILE] [--plot FILE.png]
+    python benchmarks/speed/latency.py ENGINES [--networks] [--baseline] [--json FILE] [--plot FILE.png]
 
---baseline runs the published method in the same process (see benchmarks/baseline.py) and prints how many times as long
+--baseline runs the published method in the same process (see benchmarks/reference/baseline.py) and prints how many times as long
 it takes. All other options are those of `dispose-rt bench`, and so is the JSON file (see dispose_rt/bench), but for
 
-    baseline  what benchmarks/baseline.py writes, and ours {tile_step_s, s_per_frame}, ratio {tile_step, s_per_frame};
+    baseline  what benchmarks/reference/baseline.py writes, and ours {tile_step_s, s_per_frame}, ratio {tile_step, s_per_frame};
               null without --baseline
 """
 
@@ -16,13 +16,9 @@ import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
-if not __package__:  # run as a script: its folder's kernels.py would pass for an optional package of transformers
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
-
-from benchmarks.latency_baseline import Comparison, Ours, measure_beside, scale_of
+from benchmarks.speed.latency_baseline import Comparison, Ours, measure_beside, scale_of
 from dispose_rt.bench.command import STANDARD_OUTPUT, add_arguments, bench, read_engines, read_plan, store
 from dispose_rt.bench.measurement import Plan
 from dispose_rt.contract import Sizes
@@ -45,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return USAGE_ERROR
     try:
-        command = shlex.join(["python", "benchmarks/latency.py", *words])
+        command = shlex.join(["python", "benchmarks/speed/latency.py", *words])
         record = bench(options, plan, manifest, command)  # stores it: the baseline takes long, and may lack the memory
         if options.baseline:
             record["baseline"] = compare(options, manifest, record)

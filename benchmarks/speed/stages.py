@@ -1,6 +1,6 @@
 """Prints seconds per stage of the demo's run, and how much faster the kernels are than the reference's algorithms.
 
-    make demo && python benchmarks/stages.py
+    make demo && python benchmarks/speed/stages.py
 
 Both sides of a ratio take the same inputs, run in the same process on all cores of the CPU, and their results are
 compared. Times are the best of several rounds. The plain point scatter holds the enlarged feature map as the reference
@@ -18,9 +18,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
-
-if not __package__:  # run as a script: its folder's kernels.py would pass for an optional package of transformers
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import cv2
 import numpy as np

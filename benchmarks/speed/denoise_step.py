@@ -1,6 +1,6 @@
 """Times one tile of one denoising step, ControlNet and UNet at full published size, in every way that it can be run.
 
-    python benchmarks/denoise_step.py [--json FILE] [--paths eager,compiled-graph] [--engines DIR]
+    python benchmarks/speed/denoise_step.py [--json FILE] [--paths eager,compiled-graph] [--engines DIR]
 
 Random weights, guidance on, 16 frames of 576x1024, half precision. The ways: eager PyTorch, torch.compile ("jit"),
 AOTInductor packages, and the engines of a directory that was built with the same random weights; each as it is, and
@@ -27,21 +27,18 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-if not __package__:  # run as a script: its folder's kernels.py would pass for an optional package of transformers
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
-
 import torch
 from dispose_rt_export.compile.trace import sample_inputs
 from dispose_rt_export.synthetic.random_weights import random_module
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.step_runners import EngineStep, Step, TorchStep, captured, load_packages
-from benchmarks.unfinished_directory import DENOISERS
+from benchmarks.speed.step_runners import EngineStep, Step, TorchStep, captured, load_packages
+from benchmarks.speed.unfinished_directory import DENOISERS
 from dispose_rt.contract import NETWORKS, Sizes
 from dispose_rt.errors import InputError
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 KINDS = ("eager", "jit", "compiled", "engines")
 PATHS = tuple(kind + graph for kind in KINDS for graph in ("", "-graph"))
 DEFAULT_PATHS = ("eager", "eager-graph", "compiled", "compiled-graph")

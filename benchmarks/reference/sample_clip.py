@@ -22,7 +22,7 @@ _STANDING = np.array(
 
 
 @dataclass(frozen=True, eq=False)
-class Clip:
+class SampleClip:
     """What comes out of framing, detection and alignment.
 
     Attributes:
@@ -39,7 +39,7 @@ class Clip:
         return Track(joints, np.stack([pose.visible[0] for pose in self.poses]))
 
 
-def sample_clip(width: int, height: int, frames: int, seed: int = 0) -> Clip:
+def sample_clip(width: int, height: int, frames: int, seed: int = 0) -> SampleClip:
     """Make up a photo of noise, and a person who moves by a few per cent per frame; one joint in twenty is missing."""
     rng = np.random.default_rng(seed)
     image = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
@@ -63,4 +63,4 @@ def sample_clip(width: int, height: int, frames: int, seed: int = 0) -> Clip:
                 boxes_px=np.array([[0.0, 0.0, width, height]]),
             )
         )
-    return Clip(image, tuple(poses))
+    return SampleClip(image, tuple(poses))

@@ -184,7 +184,7 @@ class BaselineDift(nn.Module):
         with torch.device("meta"):
             autoencoder = AutoencoderKL.from_config(dict(weights.configs["sd15_vae"]))
             unet = UNet2DConditionModel.from_config(dict(weights.configs["sd15_unet"]))
-        tensors = rename_old_attention(weights.sd15_vae())
+        tensors = rename_old_attention(weights.tensors("sd15_vae"))
         self.posterior = load_posterior_encoder(autoencoder, tensors, weights.source("sd15_vae"))
         self.scaling_factor = float(autoencoder.config.scaling_factor)
         published = unet.state_dict().keys()
@@ -192,7 +192,7 @@ class BaselineDift(nn.Module):
         unet.up_blocks = self.up_blocks
         unet.conv_norm_out, unet.conv_out = None, nn.Identity()
         unused = published - unet.state_dict().keys()
-        load_strict(unet, weights.sd15_unet(), weights.source("sd15_unet"), unused)
+        load_strict(unet, weights.tensors("sd15_unet"), weights.source("sd15_unet"), unused)
         self.unet: Any = unet
         self.register_buffer("prompt", embed_prompt(weights, PROMPT))
         self.register_buffer("unused_prompt", embed_prompt(weights, UNUSED_PROMPT))
@@ -231,7 +231,7 @@ def build_baseline_unet(weights: Weights) -> BaselineUNet:
         CheckpointError: the published file does not hold exactly the tensors of the network.
     """
     model = _empty_unet(weights)
-    load_strict(model, weights.unet(), weights.source("unet"))
+    load_strict(model, weights.tensors("unet"), weights.source("unet"))
     return BaselineUNet(model.eval())
 
 
@@ -241,7 +241,7 @@ def build_baseline_controlnet(weights: Weights) -> BaselineControlNet:
     Raises:
         CheckpointError: the published file does not hold exactly the tensors of the network.
     """
-    tensors = weights.controlnet()
+    tensors = weights.tensors("controlnet")
     embedding = tensors.get("point_adapter.model_list.0.mlp.0.weight")
     with torch.device("meta"):
         width = Sizes.dift if embedding is None else embedding.shape[-1]

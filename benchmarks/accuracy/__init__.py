@@ -1,0 +1,1 @@
+"""How exact: errors of every network by precision."""

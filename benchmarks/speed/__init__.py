@@ -1,0 +1,1 @@
+"""How fast: kernels, networks, a denoising step, whole animations."""
