@@ -84,14 +84,14 @@ def put(value, *keys):
 def test_bad_manifests_are_refused_with_a_remedy(tmp_path, change, words):
     write_directory(tmp_path / "e")
     edit(tmp_path / "e", change)
-    with pytest.raises(ManifestError, match=f"(?s){words}.*build_engines.py"):
+    with pytest.raises(ManifestError, match=f"(?s){words}.*dispose-rt build"):
         read_manifest(tmp_path / "e")
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe\x00", b"[]", b"null", b'"text"', b"7"])
 def test_manifests_that_are_no_manifest_are_refused(tmp_path, content):
     (tmp_path / FILE_NAME).write_bytes(content)
-    with pytest.raises(ManifestError, match="build_engines.py"):
+    with pytest.raises(ManifestError, match="dispose-rt build"):
         read_manifest(tmp_path)
 
 

@@ -38,7 +38,7 @@ VERSIONS = {"tensorrt_rtx": "1.7.1.116", "tensorrt": "10.13.2.6", "torch": "2.13
 GPU = Gpu(0, "NVIDIA L40S", "sm_89", 48 * 10**9, 40 * 10**9, "13.0")
 SUFFIXES = {"tensorrt_rtx": ".plan", "tensorrt": ".plan", "aotinductor": ".pt2"}
 BACKENDS = ("tensorrt_rtx", "tensorrt", "aotinductor")
-REMEDY = "python export/build_engines.py --weights WEIGHTS --output"
+REMEDY = "dispose-rt build --weights WEIGHTS --output"
 
 
 def make_host(

@@ -35,7 +35,7 @@ from tests.golden_case import GoldenCase
 
 NETWORK = "point_encoder"
 ENGINE = f"{NETWORK}.onnx"
-AGAIN = "python export/build_engines.py --weights WEIGHTS --output"
+AGAIN = "dispose-rt build --weights WEIGHTS --output"
 
 
 def of_another_network(folder: Path) -> None:
