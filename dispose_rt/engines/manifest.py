@@ -15,7 +15,8 @@ from typing import Any
 
 from .. import contract
 from ..contract import NETWORKS, SchedulerConstants, Sizes
-from ..errors import ManifestError
+from ..errors import ManifestError, OutputError
+from ..system.files import save_bytes
 from ..system.json_reader import (
     Reader,
     an_object,
@@ -184,17 +185,11 @@ def write_manifest(manifest: Manifest) -> Path:
         ManifestError: the disk is full, or nothing may be written there.
     """
     path = manifest.folder / FILE_NAME
-    temporary = path.with_suffix(".json.part")
     try:
-        try:
-            temporary.write_text(json.dumps(manifest.to_json(), indent=1) + "\n", encoding="utf-8")
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
+        return save_bytes(path, json.dumps(manifest.to_json(), indent=1).encode() + b"\n")
+    except OutputError as error:
         remedy = "Free space, or check the folder's permissions, and run the same command again."
-        raise ManifestError(f"{path} cannot be written: {error}", remedy=remedy) from error
-    return path
+        raise ManifestError(f"{path} cannot be written: {error.__cause__}", remedy=remedy) from error
 
 
 def read_manifest(folder: str | os.PathLike[str]) -> Manifest:

@@ -323,7 +323,7 @@ def places_in(folder: Path) -> list[tuple[str | int, ...]]:
 
 
 def accepted_after(folder: Path, damages: dict[str, Damage], named: dict[str, str]) -> list[str]:
-    """Damage the manifest in every way; list the ways that were not refused with what is named, a command, and plainly."""
+    """List the ways to damage a manifest that were not refused plainly, with what is named and a command."""
     content, failures = (folder / FILE_NAME).read_bytes(), []
     for what, damage in damages.items():
         put_file(folder / FILE_NAME, content)
