@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, TypeAlias
 
 from ..errors import DownloadError
-from ..system.json_reader import checksum_of, expect_integer, expect_keys, expect_object, expect_text, read_json
+from ..system.json_reader import RefusedError, checksum_of, entries, integer, read_fields, read_json, record, text
 from .files import owner_of, select_repositories
 
 FILE_NAME = "download.json"
@@ -57,30 +57,32 @@ def read_record(folder: Path) -> Record:
         value = read_json(folder / FILE_NAME)
     except FileNotFoundError:
         return {}
-    body = expect_keys(value, FILE_NAME, ("format", "files", "checksum"))
-    expect_integer(body["format"], "format", _FORMAT, _FORMAT)
-    files = expect_object(body["files"], "files")
-    if body["checksum"] != checksum_of(files):
-        raise ValueError("it was changed since it was written")
-    return {_expect_path(path): _parse(path, entry) for path, entry in files.items()}
+    body, problems = read_fields(value, "", _TABLE)
+    if not problems and body["checksum"] != checksum_of(value["files"]):
+        problems.append("it was changed since it was written")
+    if problems:
+        raise RefusedError(problems)
+    files: Record = body["files"]
+    return files
 
 
-def _expect_path(path: str) -> str:
+def _read_path(path: Any, what: str) -> str:
     pure = PurePosixPath(path)
     if pure.is_absolute() or ".." in pure.parts or "\\" in path or ":" in path:
         raise ValueError(f"{path!r} leads out of the folder")
-    return path
+    return str(path)
 
 
-def _parse(path: str, value: object) -> DownloadedFile:
-    body = expect_keys(value, path, DownloadedFile.__dataclass_fields__)
-    return DownloadedFile(
-        repo=expect_text(body["repo"], "repo"),
-        path=expect_text(body["path"], "path"),
-        revision=expect_text(body["revision"], "revision"),
-        size_bytes=expect_integer(body["size_bytes"], "size_bytes", 0, 1 << 50),
-        sha256=expect_text(body["sha256"], "sha256", "[0-9a-f]{64}"),
-    )
+_TEXT = text(".*", "text")
+_HASH = text("[0-9a-f]{64}", "64 hexadecimal digits")
+_TABLE = {
+    "format": integer(_FORMAT, _FORMAT),
+    "files": entries(
+        _read_path,
+        record(DownloadedFile, repo=_TEXT, path=_TEXT, revision=_TEXT, size_bytes=integer(0, 1 << 50), sha256=_HASH),
+    ),
+    "checksum": _HASH,
+}
 
 
 def write_record(folder: Path, record: Mapping[str, DownloadedFile]) -> None:

@@ -6,17 +6,18 @@ import math
 from pathlib import Path
 
 from ..errors import ManifestError
+from .integrity import with_stamps
 from .manifest import Manifest, find_directories, read_manifest
 from .preflight import Host, check_directory
 
 
 class EngineDirectories:
-    """One engine directory, or a folder of several, each of them fit for use.
+    """One engine directory, or a folder of several, each checked and fit for use.
 
     Args:
         root: an engine directory, or a parent of engine directories.
         device: "auto", "cpu", "cuda" or "cuda:N".
-        host: what the machine has; None looks.
+        host: facts about the machine; None looks them up.
 
     Raises:
         ManifestError: there is none, or one of them is damaged, was built for another version, or does not run here.
@@ -31,10 +32,9 @@ class EngineDirectories:
             try:
                 manifest = read_manifest(folder)
                 check_directory(manifest, device, host)
+                self._manifests.append(with_stamps(manifest))
             except ManifestError as error:
                 failures.append(error)
-            else:
-                self._manifests.append(manifest)
         if len(failures) == 1:
             raise failures[0]
         if failures:
@@ -43,11 +43,11 @@ class EngineDirectories:
 
     @property
     def manifests(self) -> tuple[Manifest, ...]:
-        """All of them."""
+        """The manifests of all directories."""
         return tuple(self._manifests)
 
     def pick(self, width: int, height: int) -> Manifest:
-        """Return the directory whose aspect ratio is nearest to an image's; the larger one of two equally near."""
+        """Return the directory whose aspect ratio is nearest to an image's; of two equally near, the larger one."""
         if not width or not height:
             raise ManifestError("an image without pixels has no aspect ratio")
         aspect = math.log(width / height)

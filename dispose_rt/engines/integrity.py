@@ -1,8 +1,8 @@
-"""Whether an engine directory's files are still the ones that were built, hashing each of them only once.
+"""Whether an engine directory's files are still the ones that were built, without hashing gigabytes at every start.
 
-What was found intact is remembered in `.checked.json` in the directory, by size, times and inode; a file that was
-touched since is hashed again. This guards against accidents: whoever may write into the directory could as well write a
-manifest that fits.
+A directory that was found intact is remembered in `.checked.json` inside it, as one digest of all files' sizes, times
+and inodes; when any of these changes, all files are hashed again. This guards against accidents: whoever can write into
+the directory could just as well write a manifest that fits.
 """
 
 from __future__ import annotations
@@ -10,48 +10,35 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import shlex
 import stat
-import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..errors import ManifestError
-from ..system.json_reader import (
-    checksum_of,
-    expect_integer,
-    expect_keys,
-    expect_list,
-    expect_object,
-    expect_text,
-    read_json,
-)
-from .manifest import CHECKED_FILE_NAME, FileRecord, Manifest, stamp_of
+from ..errors import DisposeError, ManifestError
+from ..system.files import save_bytes
+from ..system.json_reader import read_json
+from .manifest import CHECKED_FILE_NAME, FileRecord, Manifest, sha256_of, stamp_of
 
-FILE_NAME = CHECKED_FILE_NAME
 SETTLED_NS = 2_000_000_000
-"""A file that changed less than this before it was hashed is not remembered: file systems count time in steps, and
-another change within the same step would go unseen."""
+"""A directory with a file that changed less than this before hashing is not remembered: file systems count time in
+steps, and a second change within the same step would go unseen."""
 
 _HASHING_THREADS = 4
-"""Hashing frees the interpreter's lock; more threads than this wait for the disk."""
-
-_Stamp = tuple[int, int, int, int]
+"""Hashing releases the interpreter's lock; more threads than this wait for the disk."""
 
 
 @dataclass(frozen=True)
 class Damage:
-    """One file that is not what was built.
+    """One file that differs from what was built.
 
     Attributes:
         network: the network that it belongs to.
         file: what the manifest says.
-        reason: what is wrong, to be read after the file's name.
-        in_the_way: something that is no regular file has the name, and has to go before a build can write it.
+        reason: what is wrong, phrased to follow the file's name.
+        in_the_way: something other than a regular file has the name, and must go before a build can write it.
     """
 
     network: str
@@ -71,22 +58,27 @@ def find_damage(manifest: Manifest, *, rehash: bool = False) -> list[Damage]:
         rehash: hash every file, whatever is remembered.
 
     Returns:
-        Every damaged file, in the order of the networks; none where all is well.
+        Every damaged file, in the order of the networks; empty where all is well.
     """
-    remembered = _Memory(manifest)
-    known = {} if rehash else remembered.load()
-    owners = {file: name for name, record in reversed(list(manifest.networks.items())) for file in record.files}
-
-    def check(file: FileRecord) -> tuple[Damage | None, _Stamp | None]:
-        return _check_file(manifest.folder / file.path, owners[file], file, known.get(file))
-
-    files = sorted(owners, key=lambda file: list(manifest.networks).index(owners[file]))
+    memory = manifest.folder / CHECKED_FILE_NAME
+    before = _Snapshot.take(manifest)
+    if not rehash and before is not None and before.digest == _recall(memory):
+        return []
+    started_ns = time.time_ns()
+    owners: dict[FileRecord, str] = {}
+    for name, record in manifest.networks.items():
+        for file in record.files:
+            owners.setdefault(file, name)
     with ThreadPoolExecutor(_HASHING_THREADS) as pool:
-        results = dict(zip(files, pool.map(check, files), strict=True))
-    intact = {file: stamp for file, (damage, stamp) in results.items() if damage is None and stamp is not None}
-    if intact != known:
-        remembered.save(intact)
-    return [damage for damage, _ in results.values() if damage is not None]
+        checked = list(pool.map(lambda owner: _check_file(manifest.folder, *owner), owners.items()))
+    damages = [damage for damage in checked if damage is not None]
+    # the memory only saves time: no failure to write or remove it is an error
+    with contextlib.suppress(DisposeError, OSError):
+        if damages:
+            memory.unlink(missing_ok=True)
+        elif before is not None and before == _Snapshot.take(manifest) and before.is_settled(started_ns):
+            save_bytes(memory, json.dumps(before.digest).encode())
+    return damages
 
 
 def check_files(manifest: Manifest) -> None:
@@ -100,6 +92,37 @@ def check_files(manifest: Manifest) -> None:
         raise ManifestError(headline, [str(damage) for damage in damages], repair_advice(manifest, damages))
 
 
+def with_stamps(manifest: Manifest) -> Manifest:
+    """Return a manifest that remembers the present state of its files, for `check_unchanged`."""
+    stamps = {}
+    for file in (file for record in manifest.networks.values() for file in record.files):
+        with contextlib.suppress(OSError):  # it has just vanished; opening it will say so
+            stamps[file.path] = stamp_of((manifest.folder / file.path).stat())
+    return replace(manifest, stamps=stamps)
+
+
+def check_unchanged(manifest: Manifest, network: str) -> None:
+    """Compare one network's files again, where they were touched since `Manifest.stamps` was taken.
+
+    Raises:
+        ManifestError: they differ from what the manifest says.
+    """
+    files = manifest.networks[network].files
+    touched = [file for file in files if file.path in manifest.stamps and _is_touched(manifest, file)]
+    if damages := [damage for file in touched if (damage := _check_file(manifest.folder, file, network))]:
+        headline = f"the engine directory {manifest.folder} has changed since it was opened:"
+        command = shlex.join(["dispose-rt", "doctor", str(manifest.folder)])
+        remedy = f"Make a new Animator when it is complete; `{command}` tells whether it is"
+        raise ManifestError(headline, [str(damage) for damage in damages], remedy)
+
+
+def _is_touched(manifest: Manifest, file: FileRecord) -> bool:
+    try:
+        return stamp_of((manifest.folder / file.path).stat()) != manifest.stamps[file.path]
+    except OSError:
+        return True
+
+
 def repair_advice(manifest: Manifest, damages: list[Damage]) -> str:
     """The command that replaces damaged files."""
     commands = [manifest.rebuild_command()]
@@ -108,75 +131,55 @@ def repair_advice(manifest: Manifest, damages: list[Damage]) -> str:
     return f"Build the directory again; what is intact is kept: {' && '.join(commands)}"
 
 
-def _check_file(
-    path: Path, network: str, file: FileRecord, known: _Stamp | None
-) -> tuple[Damage | None, _Stamp | None]:
-    """Answer what is wrong with a file, or the stamp to remember it by."""
+def _check_file(folder: Path, file: FileRecord, network: str) -> Damage | None:
+    path = folder / file.path
     try:
-        return None, _verify_file(path, file, known)
+        reason = _compare(path, file)
     except FileNotFoundError:
         reason = "is a link that leads nowhere" if path.is_symlink() else "is missing"
     except OSError as error:
         reason = f"cannot be read: {error}"
-    except ValueError as error:
-        reason = str(error)
-    in_the_way = not path.is_file() and (path.is_symlink() or path.exists())
-    return Damage(network, file, reason, in_the_way), None
+    in_the_way = bool(reason) and not path.is_file() and (path.is_symlink() or path.exists())
+    return Damage(network, file, reason, in_the_way) if reason else None
 
 
-def _verify_file(path: Path, file: FileRecord, known: _Stamp | None) -> _Stamp | None:
-    """Return the stamp to remember a file by, or None where it has not settled yet; ValueError where it is damaged."""
+def _compare(path: Path, file: FileRecord) -> str:
+    """Return what is wrong with a file, or nothing."""
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
-        raise ValueError("is no regular file")
+        return "is no regular file"
     if status.st_size != file.size_bytes:
-        raise ValueError(f"has {status.st_size} bytes, the manifest says {file.size_bytes}")
-    if known == stamp_of(status):
-        return known
-    started_ns = time.time_ns()
-    with path.open("rb") as opened:
-        before = os.fstat(opened.fileno())
-        digest = hashlib.file_digest(opened, "sha256").hexdigest()
-        after = os.fstat(opened.fileno())
-    if digest != file.sha256:
-        raise ValueError("has other contents than the manifest says")
-    settled = stamp_of(before) == stamp_of(after) and after.st_ctime_ns < started_ns - SETTLED_NS
-    return stamp_of(after) if settled else None
+        return f"has {status.st_size} bytes, the manifest says {file.size_bytes}"
+    return "" if sha256_of(path) == file.sha256 else "has other contents than the manifest says"
 
 
-class _Memory:
-    """The file that remembers which files were found intact. It only saves time: no failure of it is an error."""
+@dataclass(frozen=True)
+class _Snapshot:
+    """State of a directory's files: a digest that changes with any of them, and the time of the latest change."""
 
-    def __init__(self, manifest: Manifest) -> None:
-        self._path = manifest.folder / FILE_NAME
-        self._checksum = manifest.to_json()["checksum"]
+    digest: str
+    changed_ns: int
 
-    def load(self) -> dict[FileRecord, _Stamp]:
-        """Files that were intact, with their stamps of then. Nothing where the manifest is another one by now."""
+    @classmethod
+    def take(cls, manifest: Manifest) -> _Snapshot | None:
+        """Look at all files. None where one of them is missing."""
+        names = sorted({file.path for record in manifest.networks.values() for file in record.files})
         try:
-            return dict(self._parse(read_json(self._path)))
-        except (OSError, ValueError):
-            return {}
+            statuses = [(manifest.folder / name).stat() for name in names]
+        except OSError:
+            return None
+        state = [manifest.to_json()["checksum"], names, list(map(stamp_of, statuses))]
+        digest = hashlib.sha256(json.dumps(state).encode()).hexdigest()
+        return cls(digest, max((status.st_ctime_ns for status in statuses), default=0))
 
-    def _parse(self, value: object) -> Iterator[tuple[FileRecord, _Stamp]]:
-        body = expect_keys(value, FILE_NAME, ("manifest", "files", "checksum"))
-        entries = expect_object(body["files"], "files")
-        if body["manifest"] != self._checksum or body["checksum"] != checksum_of(entries):
-            return
-        for path, entry in entries.items():
-            digest, *numbers = expect_list(entry, path)
-            size, mtime, ctime, inode = (expect_integer(number, path, 0, 1 << 64) for number in numbers)
-            yield FileRecord(path, size, expect_text(digest, path)), (size, mtime, ctime, inode)
+    def is_settled(self, now_ns: int) -> bool:
+        """Whether the last change is old enough that a further one would show."""
+        return self.changed_ns < now_ns - SETTLED_NS
 
-    def save(self, intact: dict[FileRecord, _Stamp]) -> None:
-        """Write the file under a temporary name, then rename it; a directory that is read-only stays as it is."""
-        entries = {file.path: [file.sha256, *stamp] for file, stamp in intact.items()}
-        body = {"manifest": self._checksum, "files": entries, "checksum": checksum_of(entries)}
-        own = f"{os.getpid()}-{threading.get_ident()}"  # others may be writing theirs
-        temporary = self._path.with_name(f"{FILE_NAME}.{own}.part")
-        with contextlib.suppress(OSError):
-            try:
-                temporary.write_text(json.dumps(body, indent=1), encoding="utf-8")
-                temporary.replace(self._path)
-            finally:
-                temporary.unlink(missing_ok=True)
+
+def _recall(memory: Path) -> object:
+    """Return what was remembered, or None where that cannot be read."""
+    try:
+        return read_json(memory)
+    except (OSError, ValueError):
+        return None

@@ -1,4 +1,4 @@
-"""`manifest.json`: what an engine directory is, so that it is used as it was built or refused with all reasons."""
+"""`manifest.json`: what an engine directory holds, so that it is used as it was built or refused with every reason."""
 
 from __future__ import annotations
 
@@ -7,40 +7,48 @@ import json
 import os
 import re
 import shlex
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from .. import contract
 from ..contract import NETWORKS, SchedulerConstants, Sizes
-from ..errors import ManifestError
+from ..errors import ManifestError, OutputError
+from ..system.files import save_bytes
 from ..system.json_reader import (
+    Reader,
+    an_object,
     checksum_of,
-    expect_choice,
-    expect_integer,
-    expect_keys,
-    expect_list,
-    expect_number,
-    expect_object,
-    expect_text,
+    choice,
+    entries,
+    integer,
+    items,
+    number,
+    read_all,
+    read_fields,
     read_json,
+    record,
+    text,
+    text_or,
 )
 from .signature import Signature as Signature  # noqa: PLC0414 - the exporter takes it from here
 from .signature import signature_differences
 
 FILE_NAME = "manifest.json"
 CHECKED_FILE_NAME = ".checked.json"
-"""Remembers which files were found intact, see `integrity`."""
+"""Remembers that the files were found intact, see `integrity`."""
 FORMAT = "dispose_rt engine directory"
 REVISION = 2
 BACKENDS = ("onnxruntime", "tensorrt_rtx", "tensorrt", "aotinductor")
 PRECISIONS = ("fp32", "fp16", "bf16")
 COMPUTE_DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 TARGET = r"cpu|sm_[1-9][0-9]{1,2}"
-"""What an engine runs on, as a pattern."""
-_LARGEST_SIZE = 1 << 16
-_LARGEST_SIGMA = 1e6
+"""Pattern of what an engine runs on."""
+
+
+Stamp = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True)
@@ -54,16 +62,16 @@ class FileRecord:
 
 @dataclass(frozen=True)
 class NetworkRecord:
-    """One network: its files (the first one is what a backend opens) and how it was made.
+    """One network: its files and how they were made.
 
     Attributes:
-        files: engine file first, then files that it refers to.
-        build_key: hash of everything that went into the build; an unchanged key means nothing to rebuild.
+        files: the engine file, which the backend opens, then the files that it refers to.
+        build_key: hash of everything that went into the build; the network is rebuilt when it changes.
         compute_dtype: dtype of the tensors that the contract marks "compute".
-        verification: measured relative error against PyTorch per output.
+        verification: measured relative error against PyTorch, by output.
         backend: what opens the file, one of BACKENDS; a directory may leave published networks to ONNX Runtime.
         signature: dtype and shape of every input and output as the compiler saw them; dynamic dimensions are names.
-            Empty where the backend reads them off the file itself.
+            Empty where the backend reads them from the file itself.
     """
 
     files: tuple[FileRecord, ...]
@@ -76,19 +84,20 @@ class NetworkRecord:
 
 @dataclass(frozen=True)
 class Manifest:
-    """Everything that `manifest.json` says.
+    """The contents of `manifest.json`.
 
     Attributes:
         folder: the directory it was read from or will be written to; not stored.
-        backend: which backend the directory was built for, one of BACKENDS.
+        backend: the backend that the directory was built for, one of BACKENDS.
         precision: one of PRECISIONS; single networks may keep float32 (see their record).
-        sizes: what resolves the contract's symbols.
+        sizes: values of the contract's symbols.
         scheduler: constants of the published scheduler.
         networks: records by network name.
         weights: provenance: published file -> {"size_bytes", "sha256"}.
-        versions: software that built the directory.
-        targets: what it runs on: compute capabilities such as "sm_89", or "cpu"; empty where any device that the
-            backend supports will do.
+        versions: versions of the software that built the directory, by package.
+        targets: devices that it runs on: compute capabilities such as "sm_89", or "cpu"; empty where any device that
+            the backend supports will do.
+        stamps: sizes, times and inodes of the files when they were last checked, by path; not stored.
     """
 
     folder: Path
@@ -100,44 +109,48 @@ class Manifest:
     weights: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     targets: tuple[str, ...] = ()
+    stamps: Mapping[str, Stamp] = field(default_factory=dict, compare=False)
 
     def engine_path(self, network: str) -> Path:
+        """Path of the file that a network's backend opens."""
         return self.folder / self.networks[network].files[0].path
 
     def to_json(self) -> dict[str, Any]:
+        """The object that the file holds, its checksum included."""
         body = asdict(self)
-        del body["folder"]
+        del body["folder"], body["stamps"]
         body = {"format": FORMAT, "revision": REVISION, "contract_revision": contract.REVISION, **body}
         return {**body, "checksum": checksum_of(body)}
 
     def rebuild_command(self, **changes: str) -> str:
-        """The command that builds this directory again, see `rebuild_command`."""
+        """Return the command that builds this directory again, see `rebuild_command`."""
         return rebuild_command(self.folder, self.to_json(), **changes)
 
 
 def sha256_of(path: Path) -> str:
-    """Hex digest of a file, read in pieces."""
+    """Return the hex digest of a file, which is read in pieces."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def stamp_of(status: os.stat_result) -> tuple[int, int, int, int]:
-    """What changes when a file is written to, touched, linked or replaced."""
+def stamp_of(status: os.stat_result) -> Stamp:
+    """Return the part of a file's status that changes when it is written to, touched, linked or replaced."""
     return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
 
 
 def record_file(folder: Path, name: str) -> FileRecord:
+    """Measure and hash a file of an engine directory."""
     path = folder / name
     return FileRecord(name, path.stat().st_size, sha256_of(path))
 
 
 def rebuild_command(folder: Path, body: Any = None, **changes: str) -> str:
-    """The command that builds an engine directory again.
+    """Return the command that builds an engine directory again.
 
     Args:
         folder: the directory.
-        body: what its manifest says, as far as it can be read; options that it does not give are left out.
-        changes: options to set otherwise, e.g. backend="onnxruntime", or to leave out, e.g. target="".
+        body: contents of its manifest, as far as they can be read; options that it does not give are left out.
+        changes: options with other values, e.g. backend="onnxruntime", or to leave out, e.g. target="".
     """
     body = body if isinstance(body, dict) else {}
     sizes = body["sizes"] if isinstance(body.get("sizes"), dict) else {}
@@ -151,7 +164,7 @@ def rebuild_command(folder: Path, body: Any = None, **changes: str) -> str:
         options["target"] = ",".join(targets)
     options |= changes
     words = [word for key, value in options.items() if value for word in (f"--{key}", value)]
-    return shlex.join(["python", "export/build_engines.py", "--weights", "WEIGHTS", *words])
+    return shlex.join(["dispose-rt", "build", "--weights", "WEIGHTS", *words])
 
 
 _CHOICES: Mapping[str, tuple[str, ...]] = {"backend": BACKENDS, "precision": PRECISIONS}
@@ -166,35 +179,30 @@ def _readable_targets(body: Mapping[str, Any]) -> list[str]:
 
 
 def write_manifest(manifest: Manifest) -> Path:
-    """Write `manifest.json` under a temporary name, then rename it: nobody ever reads a part of it.
+    """Write `manifest.json` under a temporary name and rename it, so that no one ever reads a part of it.
 
     Raises:
         ManifestError: the disk is full, or nothing may be written there.
     """
     path = manifest.folder / FILE_NAME
-    temporary = path.with_suffix(".json.part")
     try:
-        try:
-            temporary.write_text(json.dumps(manifest.to_json(), indent=1) + "\n", encoding="utf-8")
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
+        return save_bytes(path, json.dumps(manifest.to_json(), indent=1).encode() + b"\n")
+    except OutputError as error:
         remedy = "Free space, or check the folder's permissions, and run the same command again."
-        raise ManifestError(f"{path} cannot be written: {error}", remedy=remedy) from error
-    return path
+        raise ManifestError(f"{path} cannot be written: {error.__cause__}", remedy=remedy) from error
 
 
 def read_manifest(folder: str | os.PathLike[str]) -> Manifest:
-    """Read and check `manifest.json`, without looking at the engine files (see `preflight`).
+    """Read and check `manifest.json`; `preflight` checks the engine files.
 
     Raises:
-        ManifestError: the directory or the file is missing, unreadable, of another revision, or not what was written.
+        ManifestError: the directory or the file is missing, unreadable, of another revision, or was changed since it
+            was written.
     """
     root = Path(folder)
     path = root / FILE_NAME
     if not root.is_dir():
-        remedy = f"Pass a directory that export/build_engines.py wrote, or build it: {rebuild_command(root)}"
+        remedy = f"Pass a directory that `dispose-rt build` wrote, or build it: {rebuild_command(root)}"
         raise ManifestError(f"{root} is not a directory", remedy=remedy)
     again = f"Build the directory again: {rebuild_command(root)}"
     try:
@@ -217,7 +225,7 @@ def read_manifest(folder: str | os.PathLike[str]) -> Manifest:
 
 
 def find_directories(root: Path) -> list[Path]:
-    """An engine directory itself, or every engine directory in a folder; `root` where there is none.
+    """Return an engine directory itself, or every engine directory in a folder; `root` where there is none.
 
     Raises:
         ManifestError: the folder cannot be read.
@@ -232,7 +240,7 @@ def find_directories(root: Path) -> list[Path]:
 
 
 def read_manifests(root: Path) -> list[Manifest]:
-    """Read an engine directory, or every engine directory in a folder, without looking at the engine files.
+    """Read the manifest of an engine directory, or of every engine directory in a folder.
 
     Raises:
         ManifestError: there is none, or one of them cannot be used.
@@ -255,90 +263,90 @@ def _header_problems(body: Any) -> list[str]:
     return problems
 
 
+_COUNT = integer(1, 1 << 16)
+_HASH = text("[0-9a-f]{64}", "64 hexadecimal digits")
+_WORD = text("[A-Za-z0-9_.-]{1,128}", "a word of letters, digits and _.-")
+_PACKAGE_VERSION = text("[A-Za-z0-9][A-Za-z0-9_.+!-]{0,127}", "a version such as 2.13.0+cpu")
+_WEIGHTS_PATH = text("[A-Za-z0-9_./+-]{1,512}", "the path of a published file")
+_TENSOR_NAME = text("[A-Za-z0-9_./:-]{1,128}", "the name of a tensor")
+_DTYPE = choice(*COMPUTE_DTYPES.values())
+_FILE = record(
+    FileRecord,
+    path=text(rf"(?!{re.escape(FILE_NAME)}$)[A-Za-z0-9][A-Za-z0-9_.-]{{0,254}}", "a name inside the engine directory"),
+    size_bytes=integer(1, 1 << 50),
+    sha256=_HASH,
+)
+_DIMENSION = text_or(integer(1, 1 << 31), text("[A-Za-z0-9_?]{1,32}", "the name of a dimension"))
+
+
+def _read_signature(value: Any, what: str) -> Signature:
+    dtype, shape = items(lambda part, _: part, 2, 2)(value, what)
+    return _DTYPE(dtype, f"{what}[0]"), items(_DIMENSION)(shape, f"{what}[1]")
+
+
+_NETWORK = record(
+    NetworkRecord,
+    files=items(_FILE, 1),
+    build_key=_WORD,
+    compute_dtype=_DTYPE,
+    verification=entries(_TENSOR_NAME, number(0, 1e9)),
+    backend=choice(*BACKENDS),
+    signature=entries(_TENSOR_NAME, _read_signature),
+)
+_TABLE: Mapping[str, Reader] = {
+    "format": choice(FORMAT),
+    "revision": integer(REVISION, REVISION),
+    "contract_revision": integer(contract.REVISION, contract.REVISION),
+    "backend": choice(*BACKENDS),
+    "precision": choice(*PRECISIONS),
+    "sizes": record(
+        Sizes,
+        **dict.fromkeys(("width", "height", "tile", "chunk", "embed", "dift", "points"), _COUNT),
+        channels=items(_COUNT, 4, 4),
+    ),
+    "scheduler": record(SchedulerConstants, sigma_min=number(0, 1e6), sigma_max=number(0, 1e6), prediction_type=_WORD),
+    "networks": an_object,  # see _read_networks
+    "weights": entries(_WEIGHTS_PATH, entries(_WORD, text_or(integer(0, 1 << 63), _WORD))),
+    "versions": entries(_WORD, _PACKAGE_VERSION),
+    "targets": items(text(TARGET, "cpu, or a compute capability such as sm_89")),
+    "checksum": _HASH,
+}
+"""What each entry has to be. Text gets into messages and commands, so it is never more than plain words."""
+
+
 def _parse(body: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """Read every value. Answers the fields of a Manifest as far as they can be read, and what is wrong."""
-    values: dict[str, Any] = {}
-    problems: list[str] = []
+    """Read every value.
 
-    def attempt(key: str, read: Callable[..., Any], *arguments: Any) -> None:
-        try:
-            values[key] = read(body.get(key), key, *arguments)
-        except ValueError as error:  # InputError is one
-            problems.append(str(error))
-
-    unsigned = {key: value for key, value in body.items() if key != "checksum"}
-    if body.get("checksum") != checksum_of(unsigned):
+    Returns:
+        The fields of a Manifest, as far as they can be read; and everything that is wrong.
+    """
+    values, problems = read_fields(body, "", _TABLE)
+    if body.get("checksum") != checksum_of({key: value for key, value in body.items() if key != "checksum"}):
         problems.append("its checksum does not fit its contents: a value was changed after it was written")
-    known = {field.name for field in fields(Manifest)} - {"folder"}
-    attempt("targets", _read_targets, body["backend"])
-    attempt("sizes", _read_sizes)
-    attempt("scheduler", _read_scheduler)
-    attempt("networks", _read_networks, body, values.get("sizes"), problems)
-    attempt("weights", _read_weights)
-    attempt("versions", _read_versions)
-    if unknown := body.keys() - known - {"format", "revision", "contract_revision", "checksum"}:
-        problems.append(f"it has unknown entries: {', '.join(map(ascii, sorted(unknown)))}")
-    return {"backend": body["backend"], "precision": body["precision"], **values}, problems
-
-
-def _read_targets(value: Any, what: str, backend: str) -> tuple[str, ...]:
-    targets = tuple(expect_text(target, what, TARGET) for target in expect_list(value, what))
-    if backend.startswith("tensorrt") and "cpu" in targets:
-        raise ValueError("targets name the CPU, on which TensorRT does not run")
-    return targets
-
-
-def _read_sizes(value: Any, what: str) -> Sizes:
-    sizes = expect_keys(value, what, [field.name for field in fields(Sizes)])
-    channels = expect_list(sizes["channels"], f"{what}.channels")
-    if len(channels) != 4:
-        raise ValueError(f"{what}.channels has {len(channels)} entries, expected 4")
-    read = {
-        name: expect_integer(number, f"{what}.{name}", 1, _LARGEST_SIZE)
-        for name, number in sizes.items()
-        if name != "channels"
-    }
-    levels = [expect_integer(number, f"{what}.channels", 1, _LARGEST_SIZE) for number in channels]
-    return Sizes(**read, channels=(levels[0], levels[1], levels[2], levels[3]))
-
-
-def _read_scheduler(value: Any, what: str) -> SchedulerConstants:
-    constants = expect_keys(value, what, [field.name for field in fields(SchedulerConstants)])
-    for name in ("sigma_min", "sigma_max"):
-        expect_number(constants[name], f"{what}.{name}", 0, _LARGEST_SIGMA)
-    expect_text(constants["prediction_type"], f"{what}.prediction_type")
-    return SchedulerConstants(**constants)
-
-
-def _read_weights(value: Any, what: str) -> dict[str, dict[str, Any]]:
-    return {expect_text(name, what): expect_object(one, what) for name, one in expect_object(value, what).items()}
-
-
-def _read_versions(value: Any, what: str) -> dict[str, str]:
-    return {expect_text(name, what): expect_text(one, what) for name, one in expect_object(value, what).items()}
+    if body["backend"].startswith("tensorrt") and "cpu" in values.get("targets", ()):
+        problems.append("targets name the CPU, on which TensorRT does not run")
+    if "networks" in values:
+        values["networks"], found = _read_networks(values["networks"], body, values.get("sizes"))
+        problems += found
+    return {key: value for key, value in values.items() if key in Manifest.__dataclass_fields__}, problems
 
 
 def _read_networks(
-    value: Any, what: str, body: dict[str, Any], sizes: Sizes | None, problems: list[str]
-) -> dict[str, NetworkRecord]:
-    """Read all records; what is wrong with single ones goes to `problems`."""
-    records = expect_object(value, what)
-    missing = [name for name in NETWORKS if name not in records]
-    unknown = [name for name in records if name not in NETWORKS]
-    if missing or unknown:
-        raise ValueError(f"networks missing: {missing or 'none'}; unknown: {ascii(unknown) if unknown else 'none'}")
-    networks = {}
-    for name, record in records.items():
-        try:
-            networks[name] = network = parse_network_record(record, name)
-            expect_choice(network.backend, f"{name}: backend", {body["backend"], "onnxruntime"})
-            dtypes = {"float32", COMPUTE_DTYPES[body["precision"]]}
-            expect_choice(network.compute_dtype, f"{name}: compute_dtype", dtypes)
-            if sizes and network.signature:
-                problems += signature_differences(name, sizes, network.compute_dtype, network.signature)
-        except ValueError as error:
-            problems.append(str(error))
-    return networks
+    records: dict[str, Any], body: dict[str, Any], sizes: Sizes | None
+) -> tuple[dict[str, NetworkRecord], list[str]]:
+    """Read all records, and compare them with the directory's backend, precision and sizes."""
+    networks, problems = read_fields(records, "networks", dict.fromkeys(NETWORKS, _NETWORK))
+    read_backend = choice(*dict.fromkeys([body["backend"], "onnxruntime"]))
+    read_dtype = choice(*dict.fromkeys(["float32", COMPUTE_DTYPES[body["precision"]]]))
+    for name, network in networks.items():
+        fits = {
+            "backend": partial(read_backend, network.backend, f"{name}: backend"),
+            "dtype": partial(read_dtype, network.compute_dtype, f"{name}: compute_dtype"),
+        }
+        problems += read_all(fits)[1]
+        if sizes and network.signature:
+            problems += signature_differences(name, sizes, network.compute_dtype, network.signature)
+    return networks, problems
 
 
 def parse_network_record(value: Any, name: str = "the network") -> NetworkRecord:
@@ -351,40 +359,5 @@ def parse_network_record(value: Any, name: str = "the network") -> NetworkRecord
     Raises:
         ValueError: an entry is missing, unknown, or of another type or range.
     """
-    record = expect_keys(value, name, [field.name for field in fields(NetworkRecord)])
-    files = tuple(_read_file(file, name) for file in expect_list(record["files"], f"{name}: files"))
-    if not files:
-        raise ValueError(f"{name} lists no file")
-    verification = expect_object(record["verification"], f"{name}: verification")
-    signature = expect_object(record["signature"], f"{name}: signature")
-    return NetworkRecord(
-        files,
-        expect_text(record["build_key"], f"{name}: build_key"),
-        expect_choice(record["compute_dtype"], f"{name}: compute_dtype", COMPUTE_DTYPES.values()),
-        {key: expect_number(error, f"{name}: verification of {key!a}", 0, 1e9) for key, error in verification.items()},
-        expect_choice(record["backend"], f"{name}: backend", BACKENDS),
-        {key: _read_signature(one, f"{name}: signature of {key!a}") for key, one in signature.items()},
-    )
-
-
-def _read_file(value: Any, name: str) -> FileRecord:
-    file = expect_keys(value, f"{name}: a file", [field.name for field in fields(FileRecord)])
-    path = file["path"]
-    if not isinstance(path, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", path) or path == FILE_NAME:
-        raise ValueError(f"{name}: file {path!a:.60} lies outside the engine directory, or is no engine file's name")
-    return FileRecord(
-        path,
-        expect_integer(file["size_bytes"], f"{name}: size of {path}", 1, 1 << 50),
-        expect_text(file["sha256"], f"{name}: hash of {path}", "[0-9a-f]{64}"),
-    )
-
-
-def _read_signature(value: Any, what: str) -> Signature:
-    parts = expect_list(value, what)
-    if len(parts) != 2:
-        raise ValueError(f"{what} has {len(parts)} parts, expected dtype and shape")
-    dims = tuple(
-        expect_text(dim, what) if isinstance(dim, str) else expect_integer(dim, what, 1, 1 << 31)
-        for dim in expect_list(parts[1], what)
-    )
-    return expect_choice(parts[0], what, COMPUTE_DTYPES.values()), dims
+    network: NetworkRecord = _NETWORK(value, name)
+    return network

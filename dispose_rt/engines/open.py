@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from .backends import Engine, Opener
+from .integrity import check_unchanged
 from .manifest import Manifest
 
 
 class Engines:
-    """The networks of one engine directory, loaded when first asked for and kept until closed.
+    """The networks of one engine directory, each loaded at its first use and kept until `close`.
 
     Args:
         manifest: the directory.
@@ -28,16 +29,18 @@ class Engines:
         """Return a network, loading it the first time.
 
         Raises:
+            ManifestError: a file has changed since the directory was checked.
             EngineError: its backend is not installed, or refuses the file.
             DeviceError: the device is not there, or does not fit.
         """
         if network not in self._loaded:
+            check_unchanged(self._manifest, network)
             self._loaded[network] = self._opener(self._manifest.networks[network].backend).open(network)
         return self._loaded[network]
 
     @property
     def opener(self) -> Opener:
-        """What the directory's own engines share: device, stream, and how their runs are captured."""
+        """Loader of the directory's own engines, which share its device, its stream and how their runs are captured."""
         return self._opener(self._manifest.backend)
 
     def _opener(self, backend: str) -> Opener:

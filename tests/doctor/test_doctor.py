@@ -130,7 +130,7 @@ def test_load_only_runs_nothing(engines: Path, monkeypatch: pytest.MonkeyPatch, 
 def test_no_engine_directory(tmp_path: Path, name: str, capsys: Captured) -> None:
     (tmp_path / "empty").mkdir()
     assert cli.main(["doctor", str(tmp_path / name)]) == 1
-    assert "python export/build_engines.py" in capsys.readouterr().out.splitlines()[-1]
+    assert "dispose-rt build" in capsys.readouterr().out.splitlines()[-1]
 
 
 def test_every_directory_of_a_folder_is_examined(tmp_path: Path, capsys: Captured) -> None:

@@ -122,6 +122,19 @@ def dropped(*keys: str | int) -> Damage:
     return damage
 
 
+def renamed(*keys: str | int, name: str) -> Damage:
+    """Give one entry of the manifest another name, and make its checksum fit."""
+
+    def damage(folder: Path) -> None:
+        body = read_body(folder)
+        parent = _reach(body, keys)
+        parent[name] = parent.pop(keys[-1])
+        put_file(folder / FILE_NAME, json.dumps(body).encode())
+        sign(folder)
+
+    return damage
+
+
 def _reach(body: Any, keys: tuple[str | int, ...]) -> Any:
     for key in keys[:-1]:
         body = body[key]

@@ -18,12 +18,13 @@ import pytest
 
 from dispose_rt.contract import NETWORKS
 from dispose_rt.engines import integrity
-from dispose_rt.engines.integrity import FILE_NAME, check_files, find_damage
-from dispose_rt.engines.manifest import FILE_NAME as MANIFEST
-from dispose_rt.engines.manifest import read_manifest, write_manifest
+from dispose_rt.engines.directory import EngineDirectories
+from dispose_rt.engines.integrity import check_files, check_unchanged, find_damage
+from dispose_rt.engines.manifest import CHECKED_FILE_NAME, FILE_NAME, read_manifest, write_manifest
+from dispose_rt.engines.open import Engines
 from dispose_rt.errors import ManifestError
-from tests.engines.damaged_directory import put_file, replaced, signed
-from tests.engines.test_manifest import write_directory
+from tests.engines.damaged_directory import put_file, removed, replaced, signed
+from tests.engines.small_directory import write_directory
 
 ALL = sorted(f"{name}.onnx" for name in NETWORKS)
 
@@ -46,8 +47,7 @@ def hashed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A directory whose files count as settled at once, although they were written a moment ago."""
     monkeypatch.setattr(integrity, "SETTLED_NS", -(10**9))
-    write_directory(tmp_path / "e")
-    return tmp_path / "e"
+    return write_directory(tmp_path / "e").folder
 
 
 def damages(folder: Path, rehash: bool = False) -> list[str]:
@@ -72,20 +72,29 @@ def test_files_are_hashed_once(folder: Path, hashed: list[str]) -> None:
     assert hashed == []
     assert damages(folder, rehash=True) == []
     assert sorted(hashed) == ALL
+    assert not list(folder.glob("*.part"))
 
 
-def test_only_what_was_touched_is_hashed_again(folder: Path, hashed: list[str]) -> None:
+def test_whatever_was_touched_is_hashed_again(folder: Path, hashed: list[str]) -> None:
+    touches: dict[str, Callable[[], object]] = {
+        "time": lambda: os.utime(folder / "unet.onnx"),
+        "replaced by the same": lambda: put_file(folder / "dift.onnx", (folder / "dift.onnx").read_bytes()),
+        "another manifest": lambda: signed("versions", value={"torch": "3"})(folder),
+    }
     damages(folder)
-    hashed.clear()
-    os.utime(folder / "unet.onnx")
-    put_file(folder / "dift.onnx", (folder / "dift.onnx").read_bytes())
-    assert damages(folder) == []
-    assert sorted(hashed) == ["dift.onnx", "unet.onnx"]
+    for what, touch in touches.items():
+        touch()
+        hashed.clear()
+        assert damages(folder) == [], what
+        assert sorted(hashed) == ALL, what
+        hashed.clear()
+        assert damages(folder) + hashed == [], what
 
 
 def test_a_change_behind_an_old_modification_time_is_seen(folder: Path) -> None:
     damages(folder)
     flip(folder / "unet.onnx")
+    assert damages(folder) == ["unet.onnx"]
     assert damages(folder) == ["unet.onnx"]
     flip(folder / "unet.onnx")
     assert damages(folder) == []
@@ -94,18 +103,27 @@ def test_a_change_behind_an_old_modification_time_is_seen(folder: Path) -> None:
 def test_fresh_files_are_not_remembered(tmp_path: Path, hashed: list[str]) -> None:
     """A file system's clock has steps: a second change within one of them would leave the same times."""
     write_directory(tmp_path / "e")
-    damages(tmp_path / "e")
     hashed.clear()
-    damages(tmp_path / "e")
-    assert sorted(hashed) == ALL
+    for _ in range(2):
+        damages(tmp_path / "e")
+    assert sorted(hashed) == sorted(ALL * 2)
 
 
-def test_another_manifest_forgets(folder: Path, hashed: list[str]) -> None:
-    damages(folder)
-    hashed.clear()
-    signed("versions", value={"torch": "3"})(folder)
-    assert damages(folder) == []
-    assert sorted(hashed) == ALL
+def test_a_file_that_changes_while_it_is_hashed_is_not_remembered(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digest = integrity.sha256_of
+
+    def change(path: Path) -> str:
+        found = digest(path)
+        if path.name == "unet.onnx":
+            flip(path)
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(integrity, "sha256_of", change)
+        assert damages(folder) == []
+    assert damages(folder) == ["unet.onnx"]
 
 
 def test_a_copied_directory_is_hashed(folder: Path, tmp_path: Path, hashed: list[str]) -> None:
@@ -118,165 +136,129 @@ def test_a_copied_directory_is_hashed(folder: Path, tmp_path: Path, hashed: list
     assert sorted(hashed) == ALL
 
 
-def put_memory(content: bytes) -> Callable[[Path], None]:
-    return lambda folder: put_file(folder / FILE_NAME, content)
-
-
-def change_memory(change: Callable[[dict[str, Any]], None]) -> Callable[[Path], None]:
-    def apply(folder: Path) -> None:
-        body = json.loads((folder / FILE_NAME).read_text())
-        change(body)
-        body["checksum"] = integrity.checksum_of(body["files"])
-        put_file(folder / FILE_NAME, json.dumps(body).encode())
-
-    return apply
-
-
 def test_a_forged_memory_fools_no_full_check(folder: Path) -> None:
     """It may save a damaged file from being hashed at a start, never from `inspect --verify` and `doctor`."""
-    damages(folder)
-    path = folder / "unet.onnx"
-    flip(path)
-    status = path.stat()
-    stamp = [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
-    change_memory(lambda body: body["files"]["unet.onnx"].__setitem__(slice(1, None), stamp))(folder)
-    assert damages(folder, rehash=True) == ["unet.onnx"]
-    assert damages(folder) == ["unet.onnx"]  # the full check corrected the memory
+    flip(folder / "unet.onnx")
+    state = integrity._Snapshot.take(read_manifest(folder))
+    assert state is not None
+    (folder / CHECKED_FILE_NAME).write_text(json.dumps(state.digest))
+    assert damages(folder) == []
     with pytest.raises(ManifestError, match=r"unet\.onnx has other contents"):
         check_files(read_manifest(folder))
+    assert damages(folder) == ["unet.onnx"]  # the full check removed the memory
 
 
 MEMORIES: dict[str, Callable[[Path], None]] = {
-    "empty": put_memory(b""),
-    "half": lambda folder: put_file(folder / FILE_NAME, (folder / FILE_NAME).read_bytes()[:500]),
-    "zeros": put_memory(bytes(1000)),
-    "a list": put_memory(b"[]"),
-    "nested": put_memory(b'{"a":' * 100_000),
-    "a directory": replaced(FILE_NAME, Path.mkdir),
-    "a pipe": replaced(FILE_NAME, os.mkfifo),
-    "a link to itself": replaced(FILE_NAME, lambda path: path.symlink_to(path)),
-    "no files": change_memory(lambda body: body.update(files={})),
-    "files of wrong type": change_memory(lambda body: body.update(files={"unet.onnx": 5})),
-    "too few numbers": change_memory(lambda body: body["files"]["unet.onnx"].pop()),
-    "text for numbers": change_memory(lambda body: body["files"].update({"unet.onnx": ["x", "y", "z", "a", "b"]})),
-    "another hash": change_memory(lambda body: body["files"]["unet.onnx"].__setitem__(0, "0" * 64)),
-    "another inode": change_memory(lambda body: body["files"]["unet.onnx"].__setitem__(4, 1)),
-    "another manifest": change_memory(lambda body: body.update(manifest="0" * 64)),
+    "empty": lambda folder: put_file(folder / CHECKED_FILE_NAME, b""),
+    "half": lambda folder: put_file(folder / CHECKED_FILE_NAME, (folder / CHECKED_FILE_NAME).read_bytes()[:30]),
+    "zeros": lambda folder: put_file(folder / CHECKED_FILE_NAME, bytes(1000)),
+    "of before": lambda folder: put_file(
+        folder / CHECKED_FILE_NAME, b'{"manifest": "x", "files": {}, "checksum": "y"}'
+    ),
+    "nested": lambda folder: put_file(folder / CHECKED_FILE_NAME, b'{"a":' * 100_000),
+    "another digest": lambda folder: put_file(folder / CHECKED_FILE_NAME, json.dumps("0" * 64).encode()),
+    "a pipe": replaced(CHECKED_FILE_NAME, os.mkfifo),
+    "a link to itself": replaced(CHECKED_FILE_NAME, lambda path: path.symlink_to(path)),
+    "a directory": replaced(CHECKED_FILE_NAME, Path.mkdir),
 }
 
 
-@pytest.mark.parametrize("spoil", MEMORIES.values(), ids=MEMORIES)
-def test_a_damaged_memory_hides_nothing(folder: Path, spoil: Callable[[Path], None]) -> None:
-    damages(folder)
-    spoil(folder)
-    assert damages(folder) == []
-    damages(folder)
-    spoil(folder) if (folder / FILE_NAME).is_file() else None
-    flip(folder / "unet.onnx")
-    assert damages(folder) == ["unet.onnx"]
-    assert not list(folder.glob("*.part"))
+def test_a_damaged_memory_hides_nothing(tmp_path: Path, folder: Path) -> None:
+    for name, spoil in MEMORIES.items():
+        copy = write_directory(tmp_path / name).folder
+        damages(copy)
+        spoil(copy)
+        assert damages(copy) == [], name
+        flip(copy / "unet.onnx")
+        assert damages(copy) == ["unet.onnx"], name
+        assert not list(copy.glob("*.part")), name
 
 
-@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT])
+def refuse_with(code: int) -> Callable[..., None]:
+    def refuse(self: Path, *rest: Any, **named: Any) -> None:
+        raise OSError(code, os.strerror(code), str(self))
+
+    return refuse
+
+
 def test_where_nothing_can_be_written_files_are_hashed_every_time(
-    folder: Path, hashed: list[str], monkeypatch: pytest.MonkeyPatch, code: int
+    folder: Path, hashed: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(self: Path, *rest: Any, **named: Any) -> None:
-        raise OSError(code, os.strerror(code), str(self))
-
-    monkeypatch.setattr(Path, "write_text", refuse)
-    for _ in range(2):
-        hashed.clear()
-        assert damages(folder) == []
-        assert sorted(hashed) == ALL
-    assert not (folder / FILE_NAME).exists()
+    for code in (errno.ENOSPC, errno.EROFS, errno.EACCES):
+        for call in ("write_bytes", "replace"):
+            with monkeypatch.context() as patch:
+                patch.setattr(Path, call, refuse_with(code))
+                for _ in range(2):
+                    hashed.clear()
+                    assert damages(folder) == []
+                    assert sorted(hashed) == ALL
+    assert sorted(path.name for path in folder.iterdir()) == sorted([*ALL, FILE_NAME])
     flip(folder / "unet.onnx")
     assert damages(folder) == ["unet.onnx"]
 
 
-@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS])
-@pytest.mark.parametrize("call", ["write_text", "replace"])
-def test_a_manifest_that_cannot_be_written_is_a_typed_error(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, code: int, call: str
-) -> None:
+def test_a_manifest_that_cannot_be_written_is_a_typed_error(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     manifest = read_manifest(folder)
-
-    def refuse(self: Path, *rest: Any, **named: Any) -> None:
-        raise OSError(code, os.strerror(code), str(self))
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Path, call, refuse)
-        with pytest.raises(ManifestError, match="(?s)cannot be written.*Free space, or check the folder's permissions"):
-            write_manifest(manifest)
-    assert read_manifest(folder) == manifest
-    assert not list(folder.glob("*.part"))
-
-
-_FULL_DISK = """
-import resource, sys
-from pathlib import Path
-from dispose_rt.engines import integrity
-from dispose_rt.engines.directory import EngineDirectories
-from dispose_rt.errors import ManifestError
-from dispose_rt.engines.manifest import read_manifest, write_manifest
-
-integrity.SETTLED_NS = -10**9
-resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
-folder = Path(sys.argv[1])
-EngineDirectories(folder)
-try:
-    write_manifest(read_manifest(folder))
-except ManifestError as error:
-    print(error)
-"""
+    for code in (errno.ENOSPC, errno.EROFS):
+        for call in ("write_bytes", "replace"):
+            with monkeypatch.context() as patch:
+                patch.setattr(Path, call, refuse_with(code))
+                with pytest.raises(
+                    ManifestError, match="(?s)cannot be written.*Free space, or check the folder's permissions"
+                ):
+                    write_manifest(manifest)
+            assert read_manifest(folder) == manifest
+            assert not list(folder.glob("*.part"))
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="limits of this kind are POSIX")
-def test_a_full_disk_for_real(folder: Path) -> None:
-    """The kernel itself refuses to let a file grow: a directory is used all the same, and stays as it was."""
-    before = (folder / MANIFEST).read_bytes()
-    done = subprocess.run([sys.executable, "-c", _FULL_DISK, str(folder)], capture_output=True, text=True, check=True)
-    assert "cannot be written" in done.stdout
-    assert "Free space" in done.stdout
-    assert sorted(path.name for path in folder.iterdir()) == sorted([*ALL, MANIFEST])
-    assert (folder / MANIFEST).read_bytes() == before
-
-
-_READ_ONLY = """
-import os, sys
+_NOTHING_CAN_BE_WRITTEN = """
+import os, resource, sys
 from pathlib import Path
 from dispose_rt.engines import integrity
 from dispose_rt.engines.directory import EngineDirectories
 from dispose_rt.engines.integrity import find_damage
-from dispose_rt.engines.manifest import read_manifest
+from dispose_rt.engines.manifest import read_manifest, write_manifest
+from dispose_rt.errors import ManifestError
 
 integrity.SETTLED_NS = -10**9
-folder = Path(sys.argv[1])
+read_only, full = map(Path, sys.argv[1:])
+resource.setrlimit(resource.RLIMIT_FSIZE, (50, 50))
+EngineDirectories(full)
+try:
+    write_manifest(read_manifest(full))
+except ManifestError as error:
+    print(error)
 if os.geteuid() == 0:
     os.seteuid(65534)  # root may write anywhere
 try:
-    (folder / "probe").write_bytes(b"x")
+    (read_only / "probe").write_bytes(b"x")
 except PermissionError:
-    EngineDirectories(folder)
-    assert not find_damage(read_manifest(folder))
+    EngineDirectories(read_only)
+    assert not find_damage(read_manifest(read_only))
     print("used")
 """
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="permissions of this kind are POSIX")
-def test_a_read_only_directory_is_used(folder: Path) -> None:
-    for path in (*folder.parents, folder):
-        if path.owner() == folder.owner() and not path.stat().st_mode & 0o001:
+@pytest.mark.skipif(sys.platform == "win32", reason="limits and permissions of this kind are POSIX")
+def test_full_disks_and_read_only_directories_for_real(folder: Path, tmp_path: Path) -> None:
+    """The kernel itself refuses to let a file grow or be written: directories are used all the same, unchanged."""
+    read_only = write_directory(tmp_path / "read only").folder
+    before = (folder / FILE_NAME).read_bytes()
+    for path in (*read_only.parents, read_only):
+        if path.owner() == read_only.owner() and not path.stat().st_mode & 0o001:
             path.chmod(path.stat().st_mode | 0o011)  # let another user pass
-    folder.chmod(0o555)
+    read_only.chmod(0o555)
     try:
-        done = subprocess.run(
-            [sys.executable, "-c", _READ_ONLY, str(folder)], capture_output=True, text=True, check=False
-        )
+        command = [sys.executable, "-c", _NOTHING_CAN_BE_WRITTEN, str(read_only), str(folder)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
     finally:
-        folder.chmod(0o755)
-    assert done.stdout == "used\n", done.stderr
-    assert not (folder / FILE_NAME).exists()
+        read_only.chmod(0o755)
+    assert done.stdout.endswith("used\n"), done.stderr
+    assert "cannot be written" in done.stdout
+    assert "Free space" in done.stdout
+    for one in (folder, read_only):
+        assert sorted(path.name for path in one.iterdir()) == sorted([*ALL, FILE_NAME])
+    assert (folder / FILE_NAME).read_bytes() == before
 
 
 def test_starts_at_the_same_time_do_not_disturb_each_other(folder: Path) -> None:
@@ -290,3 +272,16 @@ def test_starts_at_the_same_time_do_not_disturb_each_other(folder: Path) -> None
     assert found == [[]] * 8
     assert damages(folder) == []
     assert not list(folder.glob("*.part"))
+
+
+def test_a_file_that_changed_after_the_check_is_refused_when_its_network_is_opened(folder: Path) -> None:
+    [manifest] = EngineDirectories(folder).manifests
+    os.utime(folder / "unet.onnx")  # touched, or linked to from another directory
+    for name in NETWORKS:
+        check_unchanged(manifest, name)
+    flip(folder / "unet.onnx")
+    removed("dift.onnx")(folder)
+    check_unchanged(manifest, "pose_net")
+    for name, words in (("unet", r"unet\.onnx has other contents"), ("dift", r"dift\.onnx is missing")):
+        with pytest.raises(ManifestError, match=f"(?s)has changed since it was opened.*{words}.*dispose-rt doctor"):
+            Engines(manifest)(name)

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import pytest
 from onnx import numpy_helper
 
 from dispose_rt.engines.manifest import FILE_NAME
@@ -35,7 +34,7 @@ from tests.golden_case import GoldenCase
 
 NETWORK = "point_encoder"
 ENGINE = f"{NETWORK}.onnx"
-AGAIN = "python export/build_engines.py --weights WEIGHTS --output"
+AGAIN = "dispose-rt build --weights WEIGHTS --output"
 
 
 def of_another_network(folder: Path) -> None:
@@ -143,7 +142,6 @@ CASES: dict[str, tuple[Damage, str, str]] = {
         f"cut to {name}": (truncated(ENGINE, keep), NETWORK, CANNOT_LOAD)
         for name, keep in {
             "1 byte": lambda size: 1,
-            "100 bytes": lambda size: 100,
             "half": lambda size: size // 2,
             "all but a byte": lambda size: size - 1,
         }.items()
@@ -210,34 +208,23 @@ def report_on(trials: list[tuple[Path, str]]) -> list[Report]:
     assert done.returncode == 0, (
         f"the process crashed after {done.stdout.count(chr(10))} reports: {done.stderr[-2000:]}"
     )
-    return [tuple(json.loads(line)) for line in done.stdout.splitlines()]
+    return [(kind, text) for kind, text in map(json.loads, done.stdout.splitlines())]
 
 
-@pytest.fixture(scope="module")
-def reports(
-    golden_engines: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, tuple[str, str]]:
-    """What became of every case, and of the undamaged directory."""
-    engines, root = golden_engines(GoldenCase("one_tile_64")), tmp_path_factory.mktemp("tampered")
-    trials = [(link_copy(engines, root / "undamaged"), NETWORK)]
+def test_tampered_directories(golden_engines: Callable[..., Path], tmp_path: Path) -> None:
+    engines = golden_engines(GoldenCase("one_tile_64"))
+    trials = [(link_copy(engines, tmp_path / "undamaged"), NETWORK)]
     for number, (damage, network, _) in enumerate(CASES.values()):
-        folder = link_copy(engines, root / str(number))
+        folder = link_copy(engines, tmp_path / str(number))
         damage(folder)
         rehash(folder, network)
         sign(folder)
         trials.append((folder, network))
-    return dict(zip(["undamaged", *CASES], report_on(trials), strict=True))
-
-
-def test_the_undamaged_copy_runs(reports: dict[str, Report]) -> None:
-    assert reports["undamaged"] == ("NoneType", "None")
-
-
-@pytest.mark.parametrize("name", CASES)
-def test_tampered_directories(reports: dict[str, Report], name: str) -> None:
-    _, network, words = CASES[name]
-    kind, text = reports[name]
-    assert kind == EngineError.__name__, text
-    assert network in text
-    assert re.search(words, text)
-    assert AGAIN in text or "build the engines again" in text
+    undamaged, *reports = report_on(trials)
+    assert undamaged == ("NoneType", "None")
+    failures = []
+    for (name, (_, network, words)), (kind, text) in zip(CASES.items(), reports, strict=True):
+        helps = AGAIN in text or "build the engines again" in text
+        if not (kind == EngineError.__name__ and network in text and re.search(words, text) and helps):
+            failures.append(f"{name}: {kind}: {text}")
+    assert failures == []

@@ -87,7 +87,7 @@ def check_outputs_finite(network: str, compute_dtype: str, outputs: Mapping[str,
     if broken:
         found = "; ".join(_describe(name, outputs[name]) for name in broken)
         raise EngineError(
-            f"the network {network} answered non-finite values in {compute_dtype}: {found}. {_ADVICE[compute_dtype]}"
+            f"the network {network} returned non-finite values in {compute_dtype}: {found}. {_ADVICE[compute_dtype]}"
         )
 
 

@@ -36,7 +36,7 @@ def test_another_network_is_refused_with_the_command_that_mends_it(machine: Mach
     message = str(caught.value)
     assert r"embeddings is float16 [points, 31], expected float32 [points, 32]" in message
     assert "too many" in message
-    assert "python export/build_engines.py" in message
+    assert "dispose-rt build" in message
     assert machine.cuda.used_bytes == 0
 
 
