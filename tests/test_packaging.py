@@ -17,7 +17,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-DISTRIBUTIONS = {
+NAMES = {
     "cv2": "opencv-python-headless",
     "PIL": "pillow",
     "cuda": "cuda-python",
