@@ -138,9 +138,11 @@ def read_plan(options: argparse.Namespace, manifest: Manifest) -> Plan:
     """What the options ask for, completed for the engines.
 
     Raises:
-        InputError: something does not fit; names everything that is known before the clip is opened.
+        InputError: something does not fit (all that is known before the clip is opened is named), or there is no
+            matplotlib for the plot.
     """
     from .measurement import Plan, complete_plan
+    from .plot import check_matplotlib
 
     plan = Plan(
         ref=options.ref,
@@ -159,6 +161,7 @@ def read_plan(options: argparse.Namespace, manifest: Manifest) -> Plan:
     if options.plot is not None:
         if options.plot.suffix.lower() != ".png":
             raise OutputError(f"--plot is {options.plot}; pass a name that ends in .png")
+        check_matplotlib()
         _check_writable(options.plot, options)
     return plan
 
@@ -250,8 +253,7 @@ def store(options: argparse.Namespace, record: Mapping[str, Any]) -> None:
     """Write the record and its plot where they were asked for.
 
     Raises:
-        OutputError: the record cannot be written there.
-        InputError: the plot cannot be written there.
+        OutputError: the record or the plot cannot be written there.
     """
     if options.json not in (None, STANDARD_OUTPUT):
         save_bytes(options.json, (json.dumps(record, indent=1) + "\n").encode())

@@ -1,189 +1,248 @@
-"""Draws a record: every run, every stage, clips of several lengths, and every network, as far as they were measured."""
+"""A picture of a record: every run, every stage, and clips of several lengths and single networks where measured."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import io
+import textwrap
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import cv2
-import numpy as np
-
-from ..pictures import save_png
-from ..types import U8
-from .chart import (
-    FAINT,
-    HEADING,
-    LABEL_WIDTH,
-    MARGIN,
-    PAPER,
-    QUIET,
-    TITLE,
-    WIDTH,
-    Axis,
-    Color,
-    bar_axis,
-    draw_columns,
-    draw_spread,
-    fill,
-    fit_size,
-    short,
-    text_width,
-    write,
-)
+from ..errors import InputError
+from ..system.files import save_bytes
 from .networks import describe_batch
 from .runs import spread_of
 
-BAR, GAP, HEAD, FOOT = 26, 10, 54, 30
-"""Heights: of a bar, between bars, of a panel's heading, of its axis."""
-PLOT_HEIGHT = 260
-NETWORK_COLOR: Color = (70, 110, 170)
-LENGTH_COLOR: Color = (196, 78, 68)
-STAGE_COLORS: tuple[Color, ...] = (
-    *((90, 130, 190), (170, 170, 176), (110, 180, 150), (230, 180, 80), (150, 120, 190)),
-    *((205, 90, 80), (120, 190, 215), (190, 140, 110)),
-)
-Panel = tuple[int, Callable[[U8, int], None]]
-"""How high it is, and what draws it from a row on."""
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    Panel = tuple[float, Callable[[Axes], None]]
+    """Height of the axes in inches, without heading and labels, and what fills them."""
+
+WIDTH_IN, DPI = 14.0, 100
+LEFT_IN, RIGHT_IN, MARGIN_IN = 2.3, 2.4, 0.4
+HEAD_IN, FOOT_IN, BAR_IN, LINE_IN, CURVE_IN = 0.55, 0.4, 0.34, 0.22, 2.8
+"""Heights: of a panel's heading, of its axis, of a bar with its gap, of a line of text, of a curve."""
+MOST_BARS = 30
+"""Further bars get thinner instead of making the picture higher, and lose their labels."""
+NAME_CHARACTERS, LINE_CHARACTERS, MOST_LINES = 24, 165, 5
+
+INK, QUIET, FAINT = "#24262c", "#70747e", "#e2e4e8"
+NETWORK_COLOR, LENGTH_COLOR = "#466eaa", "#c44e44"
+STAGE_COLORS = ("#5a82be", "#aaaab0", "#6eb496", "#e6b450", "#9678be", "#cd5a50", "#78bed7", "#be8c6e")
+STYLE = {
+    "font.size": 11,
+    "text.color": INK,
+    "text.parse_math": False,  # a path may hold dollar signs
+    "axes.labelcolor": INK,
+    "axes.titlesize": 13,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.edgecolor": FAINT,
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "grid.color": FAINT,
+    "xtick.color": QUIET,
+    "ytick.color": QUIET,
+}
 
 
-def draw_plot(record: Mapping[str, Any]) -> U8:
-    """Draw a record, see `dispose_rt.bench`.
+def check_matplotlib() -> None:
+    """Refuse to plot without matplotlib, before anything is measured.
+
+    Raises:
+        InputError: it is not installed, or cannot be imported; names the command that installs it.
+    """
+    try:
+        import matplotlib.backends.backend_agg  # noqa: F401
+    except ImportError as error:
+        raise InputError(
+            f"--plot needs the Python package 'matplotlib', which cannot be imported ({error}); install it: "
+            "pip install 'dispose-rt[bench]', or leave --plot out"
+        ) from error
+
+
+def save_plot(path: Path, record: Mapping[str, Any]) -> Path:
+    """Write `draw_plot` as a PNG that is 1400 pixels wide.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    data = io.BytesIO()
+    with _our_style():
+        draw_plot(record).savefig(data, format="png", dpi=DPI)
+    return save_bytes(path, data.getvalue())
+
+
+@contextmanager
+def _our_style() -> Iterator[None]:
+    """Our style inside; characters that the font lacks are drawn as boxes, without a warning."""
+    import matplotlib as mpl
+
+    with mpl.rc_context(STYLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")
+        yield
+
+
+def draw_plot(record: Mapping[str, Any]) -> Figure:
+    """Draw a record, see `dispose_rt.bench`, without a display.
 
     Args:
-        record: as the JSON file has it.
+        record: as in the JSON file.
 
     Returns:
-        uint8 [height, 1400, 3], RGB.
+        A figure with one axes per panel: runs, stages, lengths and networks, the last two where they were measured.
     """
-    panels = [_title(record), _runs(record), _stages(record)]
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    panels = [_runs(record), _stages(record)]
     if len(points := _length_points(record)) > 1:
         panels.append(_lengths(points))
     if record["networks"]:
         panels.append(_networks(record["networks"]))
-    picture: U8 = np.empty((2 * MARGIN + sum(height for height, _ in panels), WIDTH, 3), np.uint8)
-    picture[:] = PAPER
-    top = MARGIN
-    for height, draw in panels:
-        draw(picture, top)
-        top += height
-    return picture
+    title, below = _head_lines(record)
+    head_in = MARGIN_IN + 0.45 + LINE_IN * len(below)
+    height_in = head_in + sum(HEAD_IN + panel_in + FOOT_IN for panel_in, _ in panels) + MARGIN_IN
+    with _our_style():
+        figure = Figure(figsize=(WIDTH_IN, height_in), dpi=DPI)
+        FigureCanvasAgg(figure)
+        left, top_in = MARGIN_IN / WIDTH_IN, MARGIN_IN
+        figure.text(left, 1 - top_in / height_in, title, size=17, weight="bold", va="top")
+        for number, line in enumerate(below):
+            y = 1 - (top_in + 0.45 + LINE_IN * number) / height_in
+            figure.text(left, y, line, size=11 if number == 0 else 9, color=QUIET, va="top")
+        top_in = head_in
+        for panel_in, draw in panels:
+            top_in += HEAD_IN + panel_in
+            width = (WIDTH_IN - LEFT_IN - RIGHT_IN) / WIDTH_IN
+            axes = figure.add_axes((LEFT_IN / WIDTH_IN, 1 - top_in / height_in, width, panel_in / height_in))
+            axes.tick_params(length=0)
+            draw(axes)
+            top_in += FOOT_IN
+    return figure
 
 
-def save_plot(path: Path, record: Mapping[str, Any]) -> Path:
-    """Write `draw_plot` as a PNG.
-
-    Raises:
-        InputError: it cannot be written there.
-    """
-    return save_png(path, draw_plot(record))
-
-
-def _title(record: Mapping[str, Any]) -> Panel:
+def _head_lines(record: Mapping[str, Any]) -> tuple[str, list[str]]:
+    """The title, and the lines below it: settings, then the command, broken where it is long."""
     engines, settings, runs = record["engines"], record["settings"], record["runs"]
     sizes = engines["sizes"]
     total_s, s_per_frame = (spread_of([run[name] for run in runs]).median for name in ("total_s", "s_per_frame"))
     title = (
-        f"{settings['frames']} frames of {sizes['width']}x{sizes['height']} in {short(total_s)} s, "
-        f"{short(s_per_frame)} s per frame"
+        f"{settings['frames']} frames of {sizes['width']}x{sizes['height']} in {_short(total_s)} s, "
+        f"{_short(s_per_frame)} s per frame"
     )
-    below = (
+    what = (
         f"{settings['steps']} steps, {engines['backend']} {engines['precision']}, {record['device']['name']}, "
         f"dispose-rt {record['versions']['dispose-rt']}, {record['date'][:10]}"
     )
-
-    def draw(picture: U8, top: int) -> None:
-        room = WIDTH - 2 * MARGIN
-        write(picture, title, MARGIN, top + 26, fit_size(title, TITLE, room, bold=True), bold=True)
-        write(picture, below, MARGIN, top + 58, fit_size(below, HEADING, room), color=QUIET)
-        write(picture, record["command"], MARGIN, top + 86, fit_size(record["command"], 0.5, room), color=QUIET)
-
-    return 112, draw
+    what = textwrap.shorten(what, LINE_CHARACTERS * 3 // 4, placeholder=" ...")
+    command = textwrap.wrap(record["command"], LINE_CHARACTERS, max_lines=MOST_LINES, placeholder=" ...")
+    return title, [what, *command]
 
 
-def _heading(picture: U8, text: str, top: int) -> int:
-    """Write a panel's heading. Returns the row where its contents begin."""
-    write(picture, text, MARGIN, top + 32, HEADING, bold=True)
-    return top + HEAD
+def _short(value: float) -> str:
+    """A number for people: three digits, or all of those before the point; 0 where it is below a thousandth."""
+    return f"{value:.3g}" if 1e-3 <= value < 1000 else f"{value:.0f}"
 
 
-def _panel_height(bars: int) -> int:
-    return HEAD + bars * (BAR + GAP) + FOOT
-
-
-def _colors(record: Mapping[str, Any]) -> dict[str, Color]:
+def _colors(record: Mapping[str, Any]) -> dict[str, str]:
     names = record["runs"][0]["stages_s"]
     return {name: STAGE_COLORS[number % len(STAGE_COLORS)] for number, name in enumerate(names)}
+
+
+def _set_title(axes: Axes, title: str) -> None:
+    """A panel's heading, above the axes at the left margin of the picture."""
+    axes.set_title(title, x=(MARGIN_IN - LEFT_IN) / (WIDTH_IN - LEFT_IN - RIGHT_IN), pad=9)
+
+
+def _prepare_bars(axes: Axes, title: str, names: Sequence[str], longest: float, unit: str) -> bool:
+    """Set up axes for horizontal bars, the first one on top.
+
+    Returns:
+        Whether the bars are high enough for a label each.
+    """
+    _set_title(axes, title)
+    axes.set_xlim(0, longest)
+    axes.set_ylim(len(names) - 0.4, -0.6)
+    axes.grid(visible=False, axis="y")
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:.6g} {unit}" if value else "0")
+    labelled = len(names) <= MOST_BARS
+    shown = range(len(names)) if labelled else (0, len(names) - 1)
+    axes.set_yticks(shown, [names[number][:NAME_CHARACTERS] for number in shown], color=INK)
+    return labelled
+
+
+def _height_in(count: int) -> float:
+    return BAR_IN * min(count, MOST_BARS)
+
+
+def _label(axes: Axes, text: str, x: float, y: float) -> None:
+    axes.annotate(text, (x, y), (7, 0), textcoords="offset points", va="center", annotation_clip=False)
 
 
 def _runs(record: Mapping[str, Any]) -> Panel:
     """A stacked bar per run."""
     runs, colors = record["runs"], _colors(record)
-    axis = bar_axis(max(run["total_s"] for run in runs), "s")
 
-    def draw(picture: U8, top: int) -> None:
-        y = _heading(picture, "runs, from the call to the finished mp4", top)
-        draw_columns(picture, axis, y - 6, y + len(runs) * (BAR + GAP))
-        for number, run in enumerate(runs, 1):
-            left = axis.start_px
-            _label(picture, f"run {number}", y)
-            for stage, seconds in run["stages_s"].items():
-                right = left + axis.length(seconds)
-                fill(picture, left, right, y, colors[stage], BAR)
-                left = right
-            _value(picture, f"{short(run['total_s'])} s", axis.place(run["total_s"]), y)
-            y += BAR + GAP
+    def draw(axes: Axes) -> None:
+        names = [f"run {number}" for number in range(1, len(runs) + 1)]
+        longest = max(run["total_s"] for run in runs)
+        labelled = _prepare_bars(axes, "runs, from the call to the finished mp4", names, longest, "s")
+        lefts = [0.0] * len(runs)
+        for stage, color in colors.items():
+            seconds = [run["stages_s"][stage] for run in runs]
+            axes.barh(range(len(runs)), seconds, 0.72, lefts, color=color, label=stage)
+            lefts = [left + one for left, one in zip(lefts, seconds, strict=True)]
+        for number, run in enumerate(runs if labelled else ()):
+            _label(axes, f"{_short(run['total_s'])} s", run["total_s"], number)
 
-    return _panel_height(len(runs)), draw
+    return (_height_in(len(runs)), draw)
 
 
 def _stages(record: Mapping[str, Any]) -> Panel:
-    """A bar per stage, to the scale of the runs above it."""
+    """A bar per stage, on the scale of the runs above it."""
     runs, colors = record["runs"], _colors(record)
-    axis = bar_axis(max(run["total_s"] for run in runs), "s")
-    total_s = spread_of([run["total_s"] for run in runs]).median
 
-    def draw(picture: U8, top: int) -> None:
+    def draw(axes: Axes) -> None:
         median_of = f", median of {len(runs)}; lines reach from the fastest to the slowest" if len(runs) > 1 else ""
-        y = _heading(picture, f"stages{median_of}", top)
-        draw_columns(picture, axis, y - 6, y + len(colors) * (BAR + GAP))
-        for stage, color in colors.items():
+        longest, total_s = max(run["total_s"] for run in runs), spread_of([run["total_s"] for run in runs]).median
+        _prepare_bars(axes, f"stages{median_of}", list(colors), longest, "s")
+        for number, (stage, color) in enumerate(colors.items()):
             seconds = [run["stages_s"][stage] for run in runs]
             median = spread_of(seconds).median
-            _label(picture, stage, y)
-            fill(picture, axis.start_px, axis.place(median), y, color, BAR)
-            if axis.length(max(seconds) - min(seconds)) > 2:
-                draw_spread(picture, axis.place(min(seconds)), axis.place(max(seconds)), y + BAR // 2, 4)
-            _value(picture, f"{short(median)} s, {100 * median / total_s:.1f} %", axis.place(max(seconds)), y)
-            y += BAR + GAP
+            axes.barh(number, median, 0.72, color=color)
+            if max(seconds) - min(seconds) > 0.003 * longest:  # wider than the line that shows it
+                axes.errorbar(
+                    median, number, xerr=[[median - min(seconds)], [max(seconds) - median]], color=INK, capsize=3, lw=1
+                )
+            _label(axes, f"{_short(median)} s, {100 * median / total_s:.1f} %", max(seconds), number)
 
-    return _panel_height(len(colors)), draw
+    return (_height_in(len(colors)), draw)
 
 
 def _networks(networks: Sequence[Mapping[str, Any]]) -> Panel:
-    axis = bar_axis(max(one["seconds"] for one in networks) * 1e3, "ms")
+    """A bar per network."""
 
-    def draw(picture: U8, top: int) -> None:
-        y = _heading(picture, "networks, each by itself at its largest batch, median", top)
-        draw_columns(picture, axis, y - 6, y + len(networks) * (BAR + GAP))
-        for one in networks:
-            milliseconds = one["seconds"] * 1e3
-            _label(picture, one["network"], y)
-            fill(picture, axis.start_px, axis.place(milliseconds), y, NETWORK_COLOR, BAR)
+    def draw(axes: Axes) -> None:
+        milliseconds = [one["seconds"] * 1e3 for one in networks]
+        names = [one["network"] for one in networks]
+        labelled = _prepare_bars(
+            axes, "networks, each by itself at its largest batch, median", names, max(milliseconds), "ms"
+        )
+        axes.barh(range(len(networks)), milliseconds, 0.72, color=NETWORK_COLOR)
+        for number, one in enumerate(networks if labelled else ()):
             batch = describe_batch(one["batch"])
-            _value(picture, f"{short(milliseconds)} ms" + (f" ({batch})" if batch else ""), axis.place(milliseconds), y)
-            y += BAR + GAP
+            text = f"{_short(milliseconds[number])} ms" + (f" ({batch})" if batch else "")
+            _label(axes, text, milliseconds[number], number)
 
-    return _panel_height(len(networks)), draw
-
-
-def _label(picture: U8, text: str, y: int) -> None:
-    write(picture, text, MARGIN, y + BAR - 8, fit_size(text, 0.6, LABEL_WIDTH - 10))
-
-
-def _value(picture: U8, text: str, x: float, y: int) -> None:
-    write(picture, text, x + 10, y + BAR - 8)
+    return (_height_in(len(networks)), draw)
 
 
 @dataclass(frozen=True)
@@ -196,7 +255,7 @@ class _Point:
 
 
 def _length_points(record: Mapping[str, Any]) -> list[_Point]:
-    """From the shortest clip to the longest, the one of the runs among them."""
+    """From the shortest clip to the longest, that of the runs among them."""
     settings = record["settings"]
     seconds = spread_of([run["stages_s"]["denoise"] for run in record["runs"]]).median
     points = {settings["frames"]: _Point(settings["frames"], settings["tiles"], seconds)}
@@ -207,28 +266,25 @@ def _length_points(record: Mapping[str, Any]) -> list[_Point]:
 
 def _lengths(points: Sequence[_Point]) -> Panel:
     """How the time to denoise grows with the clip."""
-    left, right = MARGIN + LABEL_WIDTH, WIDTH - MARGIN - 60
 
-    def draw(picture: U8, top: int) -> None:
-        y = _heading(picture, "denoising, by new frames (and tiles)", top)
-        floor = y + PLOT_HEIGHT
-        across = Axis(left, right, points[-1].frames, "")
-        up = Axis(floor, y + 24, max(point.seconds for point in points), "s")
-        for row, name in up.ticks():
-            cv2.line(picture, (left, round(row)), (right, round(row)), FAINT, 1)
-            write(picture, name, left - 12, round(row) + 5, 0.5, color=QUIET, align="right")
-        places = [(round(across.place(point.frames)), round(up.place(point.seconds))) for point in points]
-        cv2.polylines(picture, [np.array(places, np.int32)], False, LENGTH_COLOR, 2, cv2.LINE_AA)
-        named_until = 0.0
-        for point, (x, row) in zip(points, places, strict=True):
-            cv2.line(picture, (x, floor), (x, floor + 5), QUIET, 1)
-            cv2.circle(picture, (x, row), 5, LENGTH_COLOR, -1, cv2.LINE_AA)
-            name = f"{point.frames} ({point.tiles})"
-            half = text_width(name, 0.5) / 2 + 8
-            if x - half < named_until:  # it would lie on the one before it
+    def draw(axes: Axes) -> None:
+        frames, seconds = [point.frames for point in points], [point.seconds for point in points]
+        _set_title(axes, "denoising, by new frames (and tiles)")
+        axes.plot(frames, seconds, "o-", color=LENGTH_COLOR, linewidth=2, markersize=7, clip_on=False)
+        axes.set_xlim(0, frames[-1] * 1.02)
+        axes.set_ylim(0, max(seconds) * 1.18)
+        axes.grid(visible=False, axis="x")
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:.6g} s" if value else "0")
+        named_until, ticks, names = -1.0, [], []
+        for point in points:
+            half = 0.005 * frames[-1] * (len(f"{point.frames} ({point.tiles})") + 2)
+            if point.frames - half < named_until:  # its name would lie on the one before it
                 continue
-            named_until = x + half
-            write(picture, name, x, floor + 24, 0.5, color=QUIET, align="middle")
-            write(picture, f"{short(point.seconds)} s", x + 8, row - 12, align="right")  # left of a line that rises
+            named_until = point.frames + half
+            ticks.append(point.frames)
+            names.append(f"{point.frames} ({point.tiles})")
+            text, place = f"{_short(point.seconds)} s", (point.frames, point.seconds)
+            axes.annotate(text, place, (0, 9), textcoords="offset points", ha="center")
+        axes.set_xticks(ticks, names)
 
-    return HEAD + PLOT_HEIGHT + FOOT + 6, draw
+    return (CURVE_IN, draw)

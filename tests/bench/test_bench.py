@@ -15,14 +15,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import pytest
 
 from dispose_rt.bench import command, comparison, measurement, networks, table
 from dispose_rt.bench.clip import Clip, draw_clip, open_clip
 from dispose_rt.bench.measurement import Plan, complete_plan
-from dispose_rt.bench.plot import LENGTH_COLOR, draw_plot
+from dispose_rt.bench.plot import save_plot
 from dispose_rt.contract import SchedulerConstants, Sizes
 from dispose_rt.engines.manifest import Manifest
 from dispose_rt.errors import Cancelled, EngineError, InputError, ManifestError, OutputError
@@ -180,9 +179,18 @@ def test_the_reproducing_command_asks_for_the_same(measured: dict[str, Any]) -> 
     assert command.reproducing_command(options, plan) == record["command"]
 
 
-def test_the_plot_shows_the_record(measured: dict[str, Any]) -> None:
-    picture = cv2.cvtColor(cv2.imread(str(measured["plot"])), cv2.COLOR_BGR2RGB)
-    np.testing.assert_array_equal(picture, draw_plot(measured["record"]))
+def test_the_plot_shows_the_record(measured: dict[str, Any], tmp_path: Path) -> None:
+    save_plot(tmp_path / "again.png", measured["record"])
+    assert (tmp_path / "again.png").read_bytes() == measured["plot"].read_bytes()
+
+
+def test_a_plot_without_matplotlib_is_refused_before_the_runs(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.backends.backend_agg", None)
+    with pytest.raises(InputError, match=r"pip install 'dispose-rt\[bench\]'"):
+        bench.run("--plot", str(tmp_path / "new.png"))
+    assert bench.measured == 0
 
 
 def test_a_record_compares_with_itself(measured: dict[str, Any]) -> None:
@@ -493,30 +501,3 @@ def test_networks_are_not_timed_after_a_cancellation() -> None:
     manifest: Any = argparse.Namespace(networks={"unet": None})
     with pytest.raises(Cancelled, match="before the network unet"):
         networks.time_networks(manifest, "cpu", cancel=cancel)
-
-
-# the picture of clips of several lengths
-
-
-def plotted(seconds: dict[int, float]) -> np.ndarray:
-    plan = complete_plan(Plan(frames=8), TOY)
-    record = made_record(prepare(plan, MANIFEST), [2.0])
-    record["command"] = "dispose-rt bench " + "x" * 500
-    lengths = [{"frames": one, "tiles": 1, "stages_s": {"denoise": {"median": s}}} for one, s in seconds.items()]
-    return draw_plot({**record, "lengths": lengths})
-
-
-def test_points_stand_where_their_values_are() -> None:
-    """The runs denoise 8 frames in 1 s; two other lengths lie on a line with it through 0."""
-    picture = plotted({4: 0.5, 16: 2.0})
-    discs = cv2.erode((picture == LENGTH_COLOR).all(axis=-1).astype(np.uint8), np.ones((7, 7), np.uint8))
-    count, _, _, centres = cv2.connectedComponentsWithStats(discs)
-    assert count == 1 + 3
-    (x4, y4), (x8, y8), (x16, y16) = sorted(centres[1:].tolist())
-    assert x16 - x8 == pytest.approx(2 * (x8 - x4), abs=2)
-    assert y8 - y16 == pytest.approx(2 * (y4 - y8), abs=2)
-    assert y4 > y8
-
-
-def test_one_length_makes_no_panel() -> None:
-    assert len(plotted({})) == len(plotted({8: 3.0})) < len(plotted({4: 0.5}))
