@@ -46,8 +46,8 @@ except PackageNotFoundError:  # run from a source tree that was never installed
 _LAZY = {
     "Animation": "animation",
     "Animator": "animator",
-    "Observer": "observer",
-    "ProgressCallback": "timing",
+    "Observer": "hooks.observer",
+    "ProgressCallback": "hooks.progress",
     "Settings": "settings",
 }
 

@@ -23,7 +23,7 @@ from .errors import EngineError, InputError
 from .hooks.observer import Observation, Observer, watch
 from .hooks.progress import Progress, ProgressCallback
 from .noise import NoiseSource, seeded_noise
-from .pipeline.queue import CLOSED, Turns
+from .pipeline.queue import CLOSED, RunQueue
 from .pipeline.run import Run, check_request, find_audio
 from .pipeline.warmup import WARMUP, standing_figure
 from .settings import CONTROLS, Settings
@@ -88,14 +88,14 @@ class Animator:
         if not isinstance(engine_dir, (str, os.PathLike)):
             raise InputError(f"engine_dir is {engine_dir!r}; pass the path of a directory of engines")
         self.engine_dir, self.device = Path(engine_dir), device
-        self._turns = Turns(when_busy)
+        self._queue = RunQueue(when_busy)
         self._pose_cache = PoseCache(pose_cache) if pose_cache is not None else None
         self._directories = EngineDirectories(self.engine_dir, device)
         self._engines: dict[Path, Engines] = {}
 
     def __repr__(self) -> str:
         """Say what it animates with, and what it is doing."""
-        state = "closed" if self.closed else "busy" if self._turns.busy else "idle"
+        state = "closed" if self.closed else "busy" if self._queue.busy else "idle"
         kinds = ", ".join(
             f"{one.backend} {one.precision} {one.sizes.width}x{one.sizes.height}" for one in self._directories.manifests
         )
@@ -114,7 +114,7 @@ class Animator:
     @property
     def closed(self) -> bool:
         """Whether `close` was called."""
-        return self._turns.closed
+        return self._queue.closed
 
     def close(self) -> None:
         """Free all engines, after the run that goes on. Runs that wait, and streams that are read on, get EngineError.
@@ -124,7 +124,7 @@ class Animator:
         Raises:
             BusyError: it was called from within a run, by its progress or observer.
         """
-        self._turns.close()
+        self._queue.close()
         for engines in self._engines.values():
             engines.close()
         self._engines.clear()
@@ -140,7 +140,7 @@ class Animator:
         progress = Progress(False)
         for manifest in self._directories.manifests:
             sizes = manifest.sizes
-            with self._turns.take(progress.check):
+            with self._queue.take(progress.check):
                 _LOG.info("warming up %s", manifest.folder)
                 run = Run(WARMUP, self._open(manifest), manifest, seeded_noise(WARMUP.seed), progress)
                 run.warm_up(standing_figure(sizes.width, sizes.height))
@@ -234,9 +234,9 @@ class Animator:
             conditions_memory=conditions_memory,
         )
         request = self._prepare(settings, ref, video, noise, output, progress, cancel, observer)
-        sound = find_audio(request.video, settings, told=output is not None) if audio else None
+        sound = find_audio(request.video, settings, warn=output is not None) if audio else None
         sizes, kept = request.manifest.sizes, 0
-        with self._turns.take(Progress(False, cancel).check), self._start(request) as one_run:
+        with self._queue.take(Progress(False, cancel).check), self._start(request) as one_run:
             frames: U8 = np.empty((0, sizes.height, sizes.width, 3), np.uint8)
             with closing(one_run.chunks(request.image, request.video, output, sound, keep_frames)) as chunks:
                 for chunk in chunks:
@@ -372,10 +372,10 @@ class Animator:
 
     def _frames(self, request: _Request) -> Generator[U8]:
         """Frame by frame; the Animator may be closed while the reader is busy."""
-        with self._turns.take(Progress(False, request.cancel).check) as turn:
+        with self._queue.take(Progress(False, request.cancel).check) as turn:
             turn.work = self._chunks(request)
             for chunk in turn.work:
                 for frame in chunk:
                     turn.paused = True
                     yield frame
-                    self._turns.resume(turn)
+                    self._queue.resume(turn)
