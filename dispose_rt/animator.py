@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import Unpack
 
 import numpy as np
 
@@ -23,10 +24,10 @@ from .errors import EngineError, InputError
 from .hooks.observer import Observation, Observer, watch
 from .hooks.progress import Progress, ProgressCallback
 from .noise import NoiseSource, seeded_noise
-from .pipeline.queue import CLOSED, Turns
+from .pipeline.queue import CLOSED, RunQueue
 from .pipeline.run import Run, check_request, find_audio
 from .pipeline.warmup import WARMUP, standing_figure
-from .settings import CONTROLS, Settings
+from .settings import Settings, SettingsOptions, list_settings
 from .stages.pose.cache import PoseCache
 from .types import U8
 
@@ -88,14 +89,14 @@ class Animator:
         if not isinstance(engine_dir, (str, os.PathLike)):
             raise InputError(f"engine_dir is {engine_dir!r}; pass the path of a directory of engines")
         self.engine_dir, self.device = Path(engine_dir), device
-        self._turns = Turns(when_busy)
+        self._queue = RunQueue(when_busy)
         self._pose_cache = PoseCache(pose_cache) if pose_cache is not None else None
         self._directories = EngineDirectories(self.engine_dir, device)
         self._engines: dict[Path, Engines] = {}
 
     def __repr__(self) -> str:
         """Say what it animates with, and what it is doing."""
-        state = "closed" if self.closed else "busy" if self._turns.busy else "idle"
+        state = "closed" if self.closed else "busy" if self._queue.busy else "idle"
         kinds = ", ".join(
             f"{one.backend} {one.precision} {one.sizes.width}x{one.sizes.height}" for one in self._directories.manifests
         )
@@ -114,7 +115,7 @@ class Animator:
     @property
     def closed(self) -> bool:
         """Whether `close` was called."""
-        return self._turns.closed
+        return self._queue.closed
 
     def close(self) -> None:
         """Free all engines, after the run that goes on. Runs that wait, and streams that are read on, get EngineError.
@@ -124,7 +125,7 @@ class Animator:
         Raises:
             BusyError: it was called from within a run, by its progress or observer.
         """
-        self._turns.close()
+        self._queue.close()
         for engines in self._engines.values():
             engines.close()
         self._engines.clear()
@@ -140,27 +141,17 @@ class Animator:
         progress = Progress(False)
         for manifest in self._directories.manifests:
             sizes = manifest.sizes
-            with self._turns.take(progress.check):
+            with self._queue.take(progress.check):
                 _LOG.info("warming up %s", manifest.folder)
                 run = Run(WARMUP, self._open(manifest), manifest, seeded_noise(WARMUP.seed), progress)
                 run.warm_up(standing_figure(sizes.width, sizes.height))
 
+    @list_settings
     def run(
         self,
         ref: media.ImageSource,
         video: media.VideoSource,
         *,
-        steps: int = 25,
-        guidance_scale: float = 2.0,
-        overlap: int | None = None,
-        stride: int = 2,
-        seed: int = 0,
-        fps: float | None = None,
-        controls: Sequence[str] = CONTROLS,
-        noise_aug_strength: float = 0.0,
-        motion_bucket_id: int = 127,
-        decode_chunk: int | None = None,
-        conditions_memory: str = "auto",
         noise: NoiseSource | None = None,
         output: str | os.PathLike[str] | None = None,
         audio: bool = True,
@@ -168,6 +159,7 @@ class Animator:
         progress: bool | ProgressCallback = True,
         cancel: threading.Event | None = None,
         observer: Observer | None = None,
+        **settings: Unpack[SettingsOptions],
     ) -> Animation:
         """Animate the person of `ref` with the movement of the person of `video`.
 
@@ -177,19 +169,6 @@ class Animator:
         Args:
             ref: path, uint8 [height, width, 3] RGB array, or PIL image.
             video: path of a video or of a folder of pictures, or any iterable of uint8 [height, width, 3] RGB frames.
-            steps: Euler steps, 1..1000.
-            guidance_scale: classifier-free guidance, 1..100; at 1 the conditional half alone.
-            overlap: frames that neighbouring tiles share, 0..tile - 2; None is 6, as published, or what shorter tiles
-                allow.
-            stride: every `stride * max(1, int(source fps / 24))`-th source frame is used.
-            seed: of the default noise.
-            fps: frame rate of the result; None keeps the speed of the source, and its time stamps if they are uneven.
-            controls: guidance signals that are on, any of "motion" and "points".
-            noise_aug_strength: standard deviation of noise added to the reference before the VAE, 0..1.
-            motion_bucket_id: Stable Video Diffusion's amount-of-motion id, 0..1023.
-            decode_chunk: frames that the VAE decodes at once; None takes the engines' chunk, as the reference does, or
-                less where the device lacks the memory, with a PerformanceWarning: pixels depend a little on it.
-            conditions_memory: where per-frame conditions wait, see `Settings`; no result depends on it.
             noise: `(name, shape) -> float32 array` instead of the draws from `seed`; see `noise.NoiseSource`.
             output: mp4, m4v, mov, mkv, webm or gif to write as well, frame by frame while decoding goes on. It appears
                 when it is complete.
@@ -200,6 +179,7 @@ class Animator:
                 are those of `timing.STAGES`, in this order. Not called while the run waits for its turn.
             cancel: set it from another thread to end the run, or its waiting, with `Cancelled`.
             observer: gets intermediate results by name; see `Observer`.
+            settings: of the method, as keywords; see `Settings`.
 
         Returns:
             The animation.
@@ -220,23 +200,11 @@ class Animator:
             raise InputError(
                 "with keep_frames=False and no output the result would be lost; pass an output, or keep it"
             )
-        settings = Settings(
-            steps=steps,
-            guidance_scale=guidance_scale,
-            overlap=overlap,
-            stride=stride,
-            seed=seed,
-            fps=fps,
-            controls=controls,  # type: ignore[arg-type]  # checked and made a tuple there
-            noise_aug_strength=noise_aug_strength,
-            motion_bucket_id=motion_bucket_id,
-            decode_chunk=decode_chunk,
-            conditions_memory=conditions_memory,
-        )
-        request = self._prepare(settings, ref, video, noise, output, progress, cancel, observer)
-        sound = find_audio(request.video, settings, told=output is not None) if audio else None
+        chosen = Settings(**settings)  # type: ignore[arg-type]  # any sequence of controls becomes a tuple
+        request = self._prepare(chosen, ref, video, noise, output, progress, cancel, observer)
+        sound = find_audio(request.video, chosen, warn=output is not None) if audio else None
         sizes, kept = request.manifest.sizes, 0
-        with self._turns.take(Progress(False, cancel).check), self._start(request) as one_run:
+        with self._queue.take(Progress(False, cancel).check), self._start(request) as one_run:
             frames: U8 = np.empty((0, sizes.height, sizes.width, 3), np.uint8)
             with closing(one_run.chunks(request.image, request.video, output, sound, keep_frames)) as chunks:
                 for chunk in chunks:
@@ -247,7 +215,7 @@ class Animator:
                         kept += len(chunk)
         return Animation(
             frames,
-            settings.fps or request.video.fps / media.frame_step(settings.stride, request.video.fps),
+            chosen.fps or request.video.fps / media.frame_step(chosen.stride, request.video.fps),
             one_run.timings,
             one_run.peak_bytes,
             one_run.frame_count,
@@ -255,26 +223,17 @@ class Animator:
             sound,
         )
 
+    @list_settings
     def stream(
         self,
         ref: media.ImageSource,
         video: media.VideoSource,
         *,
-        steps: int = 25,
-        guidance_scale: float = 2.0,
-        overlap: int | None = None,
-        stride: int = 2,
-        seed: int = 0,
-        fps: float | None = None,
-        controls: Sequence[str] = CONTROLS,
-        noise_aug_strength: float = 0.0,
-        motion_bucket_id: int = 127,
-        decode_chunk: int | None = None,
-        conditions_memory: str = "auto",
         noise: NoiseSource | None = None,
         progress: bool | ProgressCallback = True,
         cancel: threading.Event | None = None,
         observer: Observer | None = None,
+        **settings: Unpack[SettingsOptions],
     ) -> Generator[U8]:
         """Animate like `run`, and hand out the frames as they are decoded, a few at a time in memory.
 
@@ -285,23 +244,11 @@ class Animator:
         Args:
             ref: path, uint8 [height, width, 3] RGB array, or PIL image.
             video: path of a video or of a folder of pictures, or any iterable of uint8 [height, width, 3] RGB frames.
-            steps: Euler steps, 1..1000.
-            guidance_scale: classifier-free guidance, 1..100; at 1 the conditional half alone.
-            overlap: frames that neighbouring tiles share, 0..tile - 2; None is 6, as published, or what shorter tiles
-                allow.
-            stride: every `stride * max(1, int(source fps / 24))`-th source frame is used.
-            seed: of the default noise.
-            fps: frame rate of the result; None keeps the speed of the source, and its time stamps if they are uneven.
-            controls: guidance signals that are on, any of "motion" and "points".
-            noise_aug_strength: standard deviation of noise added to the reference before the VAE, 0..1.
-            motion_bucket_id: Stable Video Diffusion's amount-of-motion id, 0..1023.
-            decode_chunk: frames that the VAE decodes at once; None takes the engines' chunk, as the reference does, or
-                less where the device lacks the memory, with a PerformanceWarning: pixels depend a little on it.
-            conditions_memory: where per-frame conditions wait, see `Settings`; no result depends on it.
             noise: `(name, shape) -> float32 array` instead of the draws from `seed`; see `noise.NoiseSource`.
             progress: see `run`.
             cancel: see `run`.
             observer: see `run`.
+            settings: see `run`.
 
         Yields:
             uint8 [height, width, 3], RGB, in the order of display.
@@ -309,20 +256,8 @@ class Animator:
         Raises:
             As `run` does: InputError for what can be seen at once by the call, all else while frames are read.
         """
-        settings = Settings(
-            steps=steps,
-            guidance_scale=guidance_scale,
-            overlap=overlap,
-            stride=stride,
-            seed=seed,
-            fps=fps,
-            controls=controls,  # type: ignore[arg-type]  # checked and made a tuple there
-            noise_aug_strength=noise_aug_strength,
-            motion_bucket_id=motion_bucket_id,
-            decode_chunk=decode_chunk,
-            conditions_memory=conditions_memory,
-        )
-        return self._frames(self._prepare(settings, ref, video, noise, None, progress, cancel, observer))
+        chosen = Settings(**settings)  # type: ignore[arg-type]  # any sequence of controls becomes a tuple
+        return self._frames(self._prepare(chosen, ref, video, noise, None, progress, cancel, observer))
 
     def _prepare(
         self,
@@ -372,10 +307,10 @@ class Animator:
 
     def _frames(self, request: _Request) -> Generator[U8]:
         """Frame by frame; the Animator may be closed while the reader is busy."""
-        with self._turns.take(Progress(False, request.cancel).check) as turn:
+        with self._queue.take(Progress(False, request.cancel).check) as turn:
             turn.work = self._chunks(request)
             for chunk in turn.work:
                 for frame in chunk:
                     turn.paused = True
                     yield frame
-                    self._turns.resume(turn)
+                    self._queue.resume(turn)

@@ -1,78 +1,250 @@
-"""What one call of `Animator.run` can be told, validated once."""
+"""The settings of a run: one table of types, ranges, defaults and descriptions, which everything else reads.
+
+`Settings` validates with it; `Animator.run` and `Animator.stream`, the command line, the page and the API reference
+take their ranges, defaults and sentences from it.
+"""
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Iterable, Mapping
+import textwrap
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from dataclasses import field as dataclass_field
+from numbers import Integral, Real
 from types import MappingProxyType
+from typing import Any, TypedDict, TypeVar
 
 from .errors import InputError
 
-CONTROLS = ("motion", "points")
-"""Motion fields (sparse and dense) and keypoint correspondence, the two guidance signals of the DisPose paper."""
-
-PLACES = ("auto", "device", "host", "recompute")
-"""Where the per-frame conditions of a clip may wait for the denoiser; "recompute": nowhere."""
-
 PUBLISHED_OVERLAP = 6
-"""Of the published tiles of 16 frames."""
+"""Frames that neighbouring tiles of the published 16 frames share."""
 
-LIMITS: Mapping[str, tuple[float, float]] = MappingProxyType(
-    {
-        "steps": (1, 1000),
-        "guidance_scale": (1.0, 100.0),
-        "overlap": (0, 10_000),
-        "stride": (1, 10_000),
-        "seed": (0, 2**63 - 1),
-        "noise_aug_strength": (0.0, 1.0),
-        "motion_bucket_id": (0, 1023),
-    }
-)
-"""The smallest and the largest value of a setting; what an engine directory allows can be less."""
+_DOC_WIDTH = 116
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One row of the table.
+
+    Attributes:
+        kind: "integer", "number", "many" (any of the choices) or "one" (of the choices).
+        default: value where none is given.
+        sentence: what it does, without the range and the full stop; it begins with a capital letter.
+        label: name in the form of the page.
+        low, high: smallest and largest number; the engines may allow less.
+        excludes_low: whether the number must be above `low`.
+        none_means: what None stands for; empty where None is not allowed.
+        choices: value and label in the form, for "many" and "one".
+        detail: further sentences for the API reference.
+        group: of the command's options: "output", "method" or "run".
+        is_common: whether the page shows it at once.
+    """
+
+    kind: str
+    default: Any
+    sentence: str
+    label: str
+    low: float = 0
+    high: float = 0
+    excludes_low: bool = False
+    none_means: str = ""
+    choices: tuple[tuple[str, str], ...] = ()
+    detail: str = ""
+    group: str = "method"
+    is_common: bool = False
+
+    @property
+    def is_optional(self) -> bool:
+        """Whether None is allowed."""
+        return bool(self.none_means)
+
+    @property
+    def values(self) -> tuple[str, ...]:
+        """The choices without their labels."""
+        return tuple(value for value, _ in self.choices)
+
+    def describe_range(self, high: float | None = None) -> str:
+        """The range in words, for example "1 to 1000"; empty for choices.
+
+        Args:
+            high: largest number, where the engines allow less than the table.
+        """
+        if self.kind not in ("integer", "number"):
+            return ""
+        if self.excludes_low:
+            return f"above {self.low:g}, at most {self.high:g}"
+        if high is None and self.high >= 2**31:
+            return f"{self.low:g} or more"
+        return f"{self.low:g} to {self.high if high is None else high:g}"
+
+    def read(self, name: str, value: Any) -> Any:
+        """Check a value and return it as a plain int, float, str or tuple.
+
+        Args:
+            name: of the setting, for messages.
+            value: any integral or real number where one is expected, numpy's among them.
+
+        Raises:
+            InputError: the value has another type, is out of range, or is no choice.
+        """
+        if value is None and self.is_optional:
+            return None
+        if self.kind == "many":
+            return self._read_many(name, value)
+        if self.kind == "one":
+            if not isinstance(value, str) or value not in self.values:
+                raise InputError(f"{name} is {value!r}; choose from {list(self.values)}")
+            return value
+        return self._read_number(name, value)
+
+    def _read_many(self, name: str, value: Any) -> tuple[str, ...]:
+        if isinstance(value, str) or not isinstance(value, Iterable):
+            what = "the string " if isinstance(value, str) else ""
+            raise InputError(f"{name} is {what}{value!r}; pass a tuple such as {self.values}")
+        given = tuple(value)
+        unknown = [one for one in given if one not in self.values]
+        if unknown:
+            raise InputError(f"unknown {name} {unknown}; choose from {list(self.values)}")
+        return tuple(value for value in self.values if value in given)
+
+    def _read_number(self, name: str, value: Any) -> int | float:
+        is_integer = self.kind == "integer"
+        number: int | float | None = None
+        if isinstance(value, Integral if is_integer else Real) and not isinstance(value, bool):
+            try:
+                number = int(value) if is_integer else float(value)
+            except OverflowError:
+                number = math.inf
+        if number is None or not (is_integer or math.isfinite(number)):
+            kind = "an integer" if is_integer else "a finite number"
+            raise InputError(f"{name} is {value!r}; it must be {kind}")
+        if not self.low <= number <= self.high or (self.excludes_low and number == self.low):
+            expected = f"lie in {self.low}..{self.high}"
+            if self.excludes_low:
+                expected = f"be above {self.low} and at most {self.high}"
+            raise InputError(f"{name} is {value}; it must {expected}" + (", or be None" if self.is_optional else ""))
+        return number
+
+
+def _row(kind: str, default: Any, sentence: str, label: str, **named: Any) -> Any:
+    """Declare a field of `Settings` together with its row."""
+    return dataclass_field(default=default, metadata={"row": Setting(kind, default, sentence, label, **named)})
 
 
 @dataclass(frozen=True)
 class Settings:
     """Settings of one run.
 
-    Attributes:
-        steps: Euler steps, 1..1000.
-        guidance_scale: classifier-free guidance g of u + g (c - u), >= 1. At 1 the conditional half alone.
-        overlap: frames that neighbouring tiles share, 0..tile - 2; None is 6, as published, or what shorter tiles
-            allow.
-        stride: every `stride * max(1, int(source fps / 24))`-th source frame is used, >= 1.
-        seed: seed of the default noise, 0 or more.
-        fps: frame rate of the result, > 0; None keeps the speed of the source: its frame rate over the frame step.
-        controls: which guidance signals are on, any of "motion" and "points". With none of them the ControlNet is left
-            out and the result is plain MimicMotion.
-        noise_aug_strength: standard deviation of noise added to the reference before the VAE, 0..1.
-        motion_bucket_id: Stable Video Diffusion's amount-of-motion id, 0..1023.
-        decode_chunk: frames that the VAE decodes at once, 1 to the engines' chunk; pixels depend a little on it. None
-            takes the engines' chunk, which is what the reference does, or less where the device lacks the memory.
-        conditions_memory: where the per-frame conditions wait: "device", "host" (streamed tile by tile), "recompute"
-            (nowhere: they are computed again for every tile, which is slower and takes the least memory), or "auto",
-            the first of these that takes no more than half of the free memory. The result is the same.
+    Numbers may be of any integral or real type, numpy's among them; they become int and float.
+
+    Raises:
+        InputError: lists every value that cannot be used.
     """
 
-    steps: int = 25
-    guidance_scale: float = 2.0
-    overlap: int | None = PUBLISHED_OVERLAP
-    stride: int = 2
-    seed: int = 0
-    fps: float | None = None
-    controls: tuple[str, ...] = CONTROLS
-    noise_aug_strength: float = 0.0
-    motion_bucket_id: int = 127
-    decode_chunk: int | None = None
-    conditions_memory: str = "auto"
+    steps: int = _row(
+        "integer", 25, "Denoising steps; more is slower and finer", "Steps", low=1, high=1000, is_common=True
+    )
+    guidance_scale: float = _row(
+        "number",
+        2.0,
+        "Classifier-free guidance; 1 turns it off",
+        "Guidance",
+        low=1.0,
+        high=100.0,
+        is_common=True,
+        detail="It is g of u + g (c - u), with the predictions u without and c with the conditions.",
+    )
+    overlap: int | None = _row(
+        "integer",
+        None,
+        "Frames that neighbouring tiles share",
+        "Overlap",
+        low=0,
+        high=10_000,
+        none_means=f"{PUBLISHED_OVERLAP}, or what shorter tiles allow",
+        detail="The engines allow at most their tile - 2.",
+    )
+    stride: int = _row(
+        "integer",
+        2,
+        "Every n-th frame of a 24 to 47 fps video is used; faster videos are thinned to match",
+        "Stride",
+        low=1,
+        high=10_000,
+        is_common=True,
+        detail="Used frames are `stride * max(1, int(source fps / 24))` source frames apart.",
+    )
+    seed: int = _row("integer", 0, "Seed of the noise", "Seed", low=0, high=2**63 - 1, is_common=True)
+    fps: float | None = _row(
+        "number",
+        None,
+        "Frames per second of the result",
+        "Frames per second",
+        low=0,
+        high=1000,
+        excludes_low=True,
+        none_means="the speed of the video is kept",
+        detail="None also keeps time stamps that are uneven.",
+        group="output",
+    )
+    controls: tuple[str, ...] = _row(
+        "many",
+        ("motion", "points"),
+        "Guidance signals; with none of them, the result is plain MimicMotion",
+        "Guidance signals",
+        choices=(("motion", "Motion fields"), ("points", "Keypoint correspondence")),
+        is_common=True,
+        detail='Any of "motion" (sparse and dense motion fields) and "points" (keypoint correspondence).',
+    )
+    noise_aug_strength: float = _row(
+        "number",
+        0.0,
+        "Noise added to the reference; it loosens the hold of details",
+        "Noise on the picture",
+        low=0.0,
+        high=1.0,
+        detail="It is a standard deviation, added before the VAE.",
+    )
+    motion_bucket_id: int = _row(
+        "integer", 127, "Amount of motion that the video model is given", "Amount of motion", low=0, high=1023
+    )
+    decode_chunk: int | None = _row(
+        "integer",
+        None,
+        "Frames that the VAE decodes at once",
+        "Frames decoded at once",
+        low=1,
+        high=1000,
+        none_means="the engines' chunk, or less where memory is short",
+        detail="Pixels depend a little on it; the engines allow at most their chunk.",
+        group="run",
+    )
+    conditions_memory: str = _row(
+        "one",
+        "auto",
+        "Where the conditions of a clip's frames are kept; no result depends on it",
+        "Conditions are kept in",
+        choices=(
+            ("auto", "Automatic"),
+            ("device", "Device memory"),
+            ("host", "Host memory"),
+            ("recompute", "Computed again"),
+        ),
+        detail='"device"; "host" (streamed tile by tile); "recompute" (nowhere: they are computed again for every '
+        'tile, which is slower and takes the least memory); or "auto", the first of these that takes no more than half '
+        "of the free memory.",
+        group="run",
+    )
 
     def __post_init__(self) -> None:
-        if isinstance(self.controls, str) or not isinstance(self.controls, Iterable):
-            what = "the string " if isinstance(self.controls, str) else ""
-            raise InputError(f"controls is {what}{self.controls!r}; pass a tuple such as ('motion', 'points')")
-        object.__setattr__(self, "controls", tuple(name for name in CONTROLS if name in self._given_controls()))
-        problems = [*self._type_problems()] or [*self._range_problems()]
+        problems = []
+        for name, setting in SETTINGS.items():
+            try:
+                object.__setattr__(self, name, setting.read(name, getattr(self, name)))
+            except InputError as error:
+                problems.append(str(error))
         if problems:
             raise InputError("unusable settings: " + "; ".join(problems))
 
@@ -80,36 +252,61 @@ class Settings:
         """The overlap with tiles of so many frames."""
         return min(PUBLISHED_OVERLAP, tile - 2) if self.overlap is None else self.overlap
 
-    def _given_controls(self) -> tuple[str, ...]:
-        given = tuple(self.controls)
-        unknown = [name for name in given if name not in CONTROLS]
-        if unknown:
-            raise InputError(f"unknown controls {unknown}; choose from {list(CONTROLS)}")
-        return given
 
-    def _type_problems(self) -> list[str]:
-        problems = []
-        for field in fields(self):
-            value = getattr(self, field.name)
-            optional = "None" in str(field.type) and value is None
-            is_integer = isinstance(value, int) and not isinstance(value, bool)
-            if str(field.type).startswith("int") and not optional and not is_integer:
-                problems.append(f"{field.name} is {value!r}; it must be an integer")
-            is_number = is_integer or isinstance(value, float)
-            if "float" in str(field.type) and not optional and not (is_number and math.isfinite(value)):
-                problems.append(f"{field.name} is {value!r}; it must be a finite number")
-        return problems
+SETTINGS: Mapping[str, Setting] = MappingProxyType({one.name: one.metadata["row"] for one in fields(Settings)})
+"""The table, by name, in the order of `Settings`."""
 
-    def _range_problems(self) -> list[str]:
-        problems = []
-        for name, (low, high) in LIMITS.items():
-            value = getattr(self, name)
-            if value is not None and not low <= value <= high:
-                problems.append(f"{name} is {value}; it must lie in {low}..{high}")
-        if self.decode_chunk is not None and not 1 <= self.decode_chunk <= 1000:
-            problems.append(f"decode_chunk is {self.decode_chunk}; it must lie in 1..1000, or be None")
-        if self.conditions_memory not in PLACES:
-            problems.append(f"conditions_memory is {self.conditions_memory!r}; choose from {list(PLACES)}")
-        if self.fps is not None and not 0 < self.fps <= 1000:
-            problems.append(f"fps is {self.fps}; it must be above 0 and at most 1000")
-        return problems
+CONTROLS = SETTINGS["controls"].values
+"""Motion fields (sparse and dense) and keypoint correspondence, the two guidance signals of the DisPose paper."""
+
+PLACES = SETTINGS["conditions_memory"].values
+"""Where the per-frame conditions of a clip may wait for the denoiser; "recompute": nowhere."""
+
+
+class SettingsOptions(TypedDict, total=False):
+    """The settings as keywords of `Animator.run` and `Animator.stream`; see `Settings`."""
+
+    steps: int
+    guidance_scale: float
+    overlap: int | None
+    stride: int
+    seed: int
+    fps: float | None
+    controls: Sequence[str]
+    noise_aug_strength: float
+    motion_bucket_id: int
+    decode_chunk: int | None
+    conditions_memory: str
+
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+def list_settings(function: _Function) -> _Function:
+    """Show every setting, with its type and default, in the signature of a function that takes `**settings`."""
+    signature = inspect.signature(function)
+    given = [one for one in signature.parameters.values() if one.kind is not inspect.Parameter.VAR_KEYWORD]
+    first_named = next((at for at, one in enumerate(given) if one.kind is inspect.Parameter.KEYWORD_ONLY), len(given))
+    given[first_named:first_named] = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=row.default, annotation=_type_of(name))
+        for name, row in SETTINGS.items()
+    ]
+    function.__signature__ = signature.replace(parameters=given)  # type: ignore[attr-defined]
+    return function
+
+
+def _type_of(name: str) -> str:
+    return str(SettingsOptions.__annotations__[name].__forward_arg__)
+
+
+def _describe(name: str, row: Setting) -> str:
+    """An entry of the docstring."""
+    span, none = row.describe_range(), row.none_means
+    text = f"{name}: {row.sentence[0].lower()}{row.sentence[1:]}{f' ({span})' if span else ''}."
+    text += f" None: {none}." if none else ""
+    lines = textwrap.wrap(f"{text} {row.detail}".strip(), _DOC_WIDTH - 8, subsequent_indent="    ")
+    return "\n".join(f"        {line}" for line in lines)
+
+
+_attributes = "\n".join(_describe(name, row) for name, row in SETTINGS.items())
+Settings.__doc__ = str(Settings.__doc__).replace("    Raises:", f"    Attributes:\n{_attributes}\n\n    Raises:")

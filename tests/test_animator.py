@@ -113,14 +113,14 @@ class TestControls:
         self, traces: dict[tuple[str, ...], Any], engines: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """The same bits as a run whose ControlNet answers zeros, and ControlNet, CMP and DIFT are not even loaded."""
-        from dispose_rt.engines.backends.onnxruntime import OnnxRuntimeOpener
+        from dispose_rt.engines.backends.onnxruntime import OnnxRuntimeLoader
 
         loaded = []
-        open_network = OnnxRuntimeOpener.open
+        open_network = OnnxRuntimeLoader.open
 
-        def open_and_note(opener: OnnxRuntimeOpener, network: str) -> Any:
+        def open_and_note(loader: OnnxRuntimeLoader, network: str) -> Any:
             loaded.append(network)
-            engine = open_network(opener, network)
+            engine = open_network(loader, network)
             if network == "controlnet":
                 residuals = [tensor.name for tensor in NETWORKS["controlnet"].outputs]
                 queue = engine._queue
@@ -133,7 +133,7 @@ class TestControls:
                 monkeypatch.setattr(engine, "_queue", queue_silenced)
             return engine
 
-        monkeypatch.setattr(OnnxRuntimeOpener, "open", open_and_note)
+        monkeypatch.setattr(OnnxRuntimeLoader, "open", open_and_note)
         silenced = animate(engines, **arguments())
         np.testing.assert_array_equal(silenced.animation.frames, traces[()].animation.frames)
         assert set(loaded) == set(NETWORKS)

@@ -100,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         manifest = read_directory(arguments.engines)
         engines = Engines(manifest, arguments.device)
         try:
-            device = engines.opener.device
+            device = engines.loader.device
             name = device.gpu.name if isinstance(device, CudaDevice) else "CPU"
             size = f"{manifest.sizes.width}x{manifest.sizes.height}"
             print(f"{manifest.backend} {manifest.precision}, {size}, {arguments.frames} frames, on {name}", flush=True)
@@ -162,8 +162,8 @@ def measure_steps(engines: Engines, manifest: Manifest, frames: int, overlap: in
     Raises:
         DisposeError: an engine or the device failed.
     """
-    opener = engines.opener
-    stream, networks = opener.stream, (engines("controlnet"), engines("unet"))
+    loader = engines.loader
+    stream, networks = loader.stream, (engines("controlnet"), engines("unet"))
     tiles = plan_tiles(frames, manifest.sizes.tile, overlap)
     schedule = karras_schedule(STEPS, manifest.scheduler)
     with ExitStack() as held:
@@ -179,7 +179,7 @@ def measure_steps(engines: Engines, manifest: Manifest, frames: int, overlap: in
         if problem is None:
             start = time.perf_counter()
             try:
-                graph = held.enter_context(closing(opener.capture(step.queue)))
+                graph = held.enter_context(closing(loader.capture(step.queue)))
             except (DeviceError, EngineError) as error:
                 problem = str(error)
         if problem is not None:

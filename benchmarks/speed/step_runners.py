@@ -119,7 +119,7 @@ class EngineStep:
 
     def __init__(self, folder: Path, inputs: Mapping[str, Tensor]) -> None:
         self._engines = Engines(read_manifest(folder))
-        self._opener = self._engines.opener
+        self._loader = self._engines.loader
         self._graph: Graph | None = None
         self._controlnet, self._unet = self._engines("controlnet"), self._engines("unet")
         share_tensors(self._controlnet, self._unet)
@@ -127,7 +127,7 @@ class EngineStep:
             for tensor in NETWORKS[engine.name].inputs:
                 if tensor.name in inputs:
                     view_as_tensor(torch, engine.tensor(tensor.name)).copy_(inputs[tensor.name])
-        if self._opener.device.name != "cpu":
+        if self._loader.device.name != "cpu":
             torch.cuda.synchronize()
 
     def run(self) -> None:
@@ -135,21 +135,21 @@ class EngineStep:
         self._in_turn(self._enqueue)
 
     def _enqueue(self) -> None:
-        self._controlnet.enqueue(self._opener.stream)
-        self._unet.enqueue(self._opener.stream)
+        self._controlnet.enqueue(self._loader.stream)
+        self._unet.enqueue(self._loader.stream)
 
     def _in_turn(self, queue: Callable[[], None]) -> None:
-        if self._opener.device.name == "cpu":
+        if self._loader.device.name == "cpu":
             queue()
             return
-        ours: Any = torch.cuda.ExternalStream(self._opener.stream.handle, self._opener.device.name)  # type: ignore[no-untyped-call]
+        ours: Any = torch.cuda.ExternalStream(self._loader.stream.handle, self._loader.device.name)  # type: ignore[no-untyped-call]
         ours.wait_stream(torch.cuda.current_stream())
         queue()
         torch.cuda.current_stream().wait_stream(ours)
 
     def parts(self) -> Mapping[str, Callable[[], None]]:
         """The two networks alone."""
-        stream = self._opener.stream
+        stream = self._loader.stream
         return {
             "controlnet": lambda: self._in_turn(lambda: self._controlnet.enqueue(stream)),
             "unet": lambda: self._in_turn(lambda: self._unet.enqueue(stream)),
@@ -162,9 +162,9 @@ class EngineStep:
             DisposeError: it cannot be captured.
         """
         self._enqueue()
-        self._opener.stream.synchronize()
-        graph = self._graph = self._opener.capture(self._enqueue)
-        return lambda: self._in_turn(lambda: graph.launch(self._opener.stream))
+        self._loader.stream.synchronize()
+        graph = self._graph = self._loader.capture(self._enqueue)
+        return lambda: self._in_turn(lambda: graph.launch(self._loader.stream))
 
     def noise_pred(self) -> Tensor:
         """What the last run computed."""
@@ -173,7 +173,7 @@ class EngineStep:
 
     def close(self) -> None:
         """Free graph and engines."""
-        self._opener.stream.synchronize()
+        self._loader.stream.synchronize()
         if self._graph is not None:
             self._graph.close()
         self._engines.close()

@@ -168,7 +168,7 @@ def prepare(plan: Plan, manifest: Manifest) -> Setup:
         clip = open_clip(plan.ref, plan.video, plan.stride)
     engines = Engines(manifest, plan.device)
     try:
-        device = engines.opener.device
+        device = engines.loader.device
         name = device.gpu.name if isinstance(device, CudaDevice) else examine_machine().cpu
         return Setup(plan, manifest, clip, device.name, name)
     finally:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..errors import DisposeError, InputError
-from ..settings import CONTROLS, PLACES, Settings
+from ..settings import CONTROLS, SETTINGS, Setting, Settings
 from ..system.cache_folder import cache_folder
 from .console import Console
 from .exit_codes import ExitCode
@@ -63,18 +62,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="video to write; a file of that name is replaced. mp4, m4v, mov, mkv (H.264), webm (VP9) or gif",
     )
     add("--no-audio", action="store_true", help="leave out the sound of the video")
-    add("--fps", type=float, metavar="FPS", help="frame rate of the output (default: keep the video's speed)")
-    _add_settings(parser)
+    _add_settings(media, "output")
+    _add_settings(parser.add_argument_group("settings of the method"), "method")
     run = parser.add_argument_group("how to run")
-    add = run.add_argument
-    add("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
-    add("--decode-chunk", type=int, metavar="N", help="frames that the VAE decodes at once (default: as built)")
-    add(
-        "--conditions-memory",
-        default=Settings.conditions_memory,
-        choices=PLACES,
-        help="where the conditions of a clip's frames wait; no result depends on it (default: %(default)s)",
-    )
+    run.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
+    _add_settings(run, "run")
     kept = run.add_mutually_exclusive_group()
     kept.add_argument(
         "--pose-cache",
@@ -84,7 +76,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "~/.cache/dispose-rt)",
     )
     kept.add_argument("--no-pose-cache", action="store_true", help="keep no poses, and read none")
-    add("--debug-dir", type=Path, metavar="DIR", help="write pictures of every stage there, and a page of them")
+    run.add_argument(
+        "--debug-dir", type=Path, metavar="DIR", help="write pictures of every stage there, and a page of them"
+    )
     output = parser.add_argument_group("what to print")
     output.add_argument("--quiet", action="store_true", help="print warnings and errors alone, and what --json says")
     output.add_argument(
@@ -97,51 +91,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_debug(output)
 
 
-def _add_settings(parser: argparse.ArgumentParser) -> None:
-    add, default = parser.add_argument_group("settings of the method").add_argument, Settings()
-    add("--steps", type=int, default=default.steps, metavar="N", help="denoising steps (default: %(default)s)")
-    add(
-        "--guidance-scale",
-        type=float,
-        default=default.guidance_scale,
-        metavar="G",
-        help="classifier-free guidance, 1 is off (default: %(default)s)",
-    )
-    add(
-        "--overlap",
-        type=int,
-        metavar="N",
-        help="frames that neighbouring tiles share (default: 6, or what shorter tiles allow)",
-    )
-    add(
-        "--stride",
-        type=int,
-        default=default.stride,
-        metavar="N",
-        help="use every N-th frame of a 24 to 47 fps video; faster ones are thinned to match (default: %(default)s)",
-    )
-    add("--seed", type=int, default=default.seed, metavar="N", help="seed of the noise (default: %(default)s)")
-    add(
-        "--controls",
-        type=_parse_controls,
-        default=CONTROLS,
-        metavar="LIST",
-        help="guidance signals: motion,points or one of them, or none (default: motion,points)",
-    )
-    add(
-        "--noise-aug-strength",
-        type=float,
-        default=default.noise_aug_strength,
-        metavar="S",
-        help="noise added to the reference, 0 to 1 (default: %(default)s)",
-    )
-    add(
-        "--motion-bucket-id",
-        type=int,
-        default=default.motion_bucket_id,
-        metavar="N",
-        help="amount of motion that the video model is told (default: %(default)s)",
-    )
+def _add_settings(group: argparse._ArgumentGroup, name: str) -> None:
+    """Add the options of one group of the table of settings."""
+    for field, setting in SETTINGS.items():
+        if setting.group != name:
+            continue
+        parse: dict[str, dict[str, Any]] = {
+            "integer": {"type": int, "metavar": "N"},
+            "number": {"type": float, "metavar": "X"},
+            "many": {"type": _parse_controls, "metavar": "LIST"},
+            "one": {"choices": setting.values},
+        }
+        group.add_argument(
+            f"--{field.replace('_', '-')}", default=setting.default, help=_describe(setting), **parse[setting.kind]
+        )
+
+
+def _describe(setting: Setting) -> str:
+    """A line of the help."""
+    span, default = setting.describe_range(), setting.none_means or setting.default
+    if setting.kind == "many":
+        span, default = f"{','.join(setting.values)}, some of them, or none", ",".join(setting.default)
+    notes = [*([span] if span else []), f"default: {default}"]
+    return f"{setting.sentence[0].lower()}{setting.sentence[1:]} ({'; '.join(notes)})"
 
 
 def _parse_controls(text: str) -> tuple[str, ...]:
@@ -159,7 +131,7 @@ def run(options: argparse.Namespace, console: Console, stop: StopSignals) -> int
     from .. import Animator
     from ..media import check_output_path, open_video, read_image
 
-    settings = {field.name: getattr(options, field.name) for field in fields(Settings)}
+    settings = {name: getattr(options, name) for name in SETTINGS}
     Settings(**settings)  # checks them
     output = check_output_path(options.output)
     reference = read_image(options.reference)

@@ -32,7 +32,7 @@ def row_bytes(rows: Mapping[str, Rows]) -> int:
 
 
 @dataclass(frozen=True)
-class Room:
+class FreeMemory:
     """Memory that is free.
 
     Attributes:
@@ -46,7 +46,7 @@ class Room:
     shared: bool
 
     @classmethod
-    def of(cls, device: Device) -> Room:
+    def of(cls, device: Device) -> FreeMemory:
         """Look at what is free now, after others gave back what they keep of the device's for later."""
         if device.pool.reclaim is not None:
             device.pool.reclaim()
@@ -88,28 +88,28 @@ class ClipPlan:
         """All that it takes on the host."""
         return self.host_once_bytes + self.frames * self.host_frame_bytes
 
-    def missing_bytes(self, room: Room) -> tuple[int, int]:
+    def missing_bytes(self, free: FreeMemory) -> tuple[int, int]:
         """How much too little is free, on the device and on the host; 0 where it is enough."""
-        if room.shared:
-            return max(self.device_bytes + self.host_bytes - room.device_bytes, 0), 0
-        missing_host = 0 if room.host_bytes is None else max(self.host_bytes - room.host_bytes, 0)
-        return max(self.device_bytes - room.device_bytes, 0), missing_host
+        if free.shared:
+            return max(self.device_bytes + self.host_bytes - free.device_bytes, 0), 0
+        missing_host = 0 if free.host_bytes is None else max(self.host_bytes - free.host_bytes, 0)
+        return max(self.device_bytes - free.device_bytes, 0), missing_host
 
-    def is_modest(self, room: Room) -> bool:
+    def is_modest(self, free: FreeMemory) -> bool:
         """Whether it takes no more than RESIDENT_SHARE of what is free."""
-        host_bytes = None if room.host_bytes is None else int(RESIDENT_SHARE * room.host_bytes)
-        share = Room(int(RESIDENT_SHARE * room.device_bytes), host_bytes, room.shared)
+        host_bytes = None if free.host_bytes is None else int(RESIDENT_SHARE * free.host_bytes)
+        share = FreeMemory(int(RESIDENT_SHARE * free.device_bytes), host_bytes, free.shared)
         return self.missing_bytes(share) == (0, 0)
 
-    def fitting_frames(self, room: Room) -> int:
+    def fitting_frames(self, free: FreeMemory) -> int:
         """The longest clip that fits; 0 if none does."""
-        needs = [(room.device_bytes, self.device_once_bytes, self.device_frame_bytes)]
-        if room.shared:
+        needs = [(free.device_bytes, self.device_once_bytes, self.device_frame_bytes)]
+        if free.shared:
             once_bytes, frame_bytes = self.host_once_bytes, self.host_frame_bytes
-            needs = [(free, once + once_bytes, frame + frame_bytes) for free, once, frame in needs]
-        elif room.host_bytes is not None:
-            needs.append((room.host_bytes, self.host_once_bytes, self.host_frame_bytes))
-        return max(min((free - once) // frame for free, once, frame in needs), 0)
+            needs = [(available, once + once_bytes, frame + frame_bytes) for available, once, frame in needs]
+        elif free.host_bytes is not None:
+            needs.append((free.host_bytes, self.host_once_bytes, self.host_frame_bytes))
+        return max(min((available - once) // frame for available, once, frame in needs), 0)
 
 
 def estimate_clip(frames: int, sizes: Sizes, rows: Mapping[str, Rows], place: str, kept_bytes: int = 0) -> ClipPlan:
@@ -143,7 +143,7 @@ def estimate_clip(frames: int, sizes: Sizes, rows: Mapping[str, Rows], place: st
 
 
 def plan_run(
-    frames: int, sizes: Sizes, rows: Mapping[str, Rows], place: str, room: Room, kept_bytes: int = 0
+    frames: int, sizes: Sizes, rows: Mapping[str, Rows], place: str, free: FreeMemory, kept_bytes: int = 0
 ) -> ClipPlan:
     """Decide where the conditions of a clip go, before the long work on it.
 
@@ -154,7 +154,7 @@ def plan_run(
         place: "device"; "host": pinned memory, streamed tile by tile; "recompute": nowhere, they are computed again for
             every tile; "auto": the first of these with which the clip takes no more than half of what is free, or else
             the last.
-        room: what is free now, after the engines were loaded.
+        free: memory that is free, after the engines were loaded.
         kept_bytes: see `estimate_clip`.
 
     Raises:
@@ -162,7 +162,7 @@ def plan_run(
     """
     options = {one: estimate_clip(frames, sizes, rows, one, kept_bytes) for one in ("device", "host", "recompute")}
     if place == "auto":
-        modest = (one for one in ("device", "host") if options[one].is_modest(room))
+        modest = (one for one in ("device", "host") if options[one].is_modest(free))
         plan = options[next(modest, "recompute")]
     else:
         plan = options[place]
@@ -173,11 +173,11 @@ def plan_run(
         _mega(plan.device_bytes),
         _mega(plan.host_bytes),
         plan.place,
-        _mega(room.device_bytes),
-        "an unknown amount" if room.host_bytes is None else _mega(room.host_bytes),
+        _mega(free.device_bytes),
+        "an unknown amount" if free.host_bytes is None else _mega(free.host_bytes),
     )
-    if any(plan.missing_bytes(room)):
-        raise OutOfMemoryError(_refusal(plan, place, room, kept_bytes))
+    if any(plan.missing_bytes(free)):
+        raise OutOfMemoryError(_refusal(plan, place, free, kept_bytes))
     if place == "auto" and plan.place == "recompute":
         _logger.warning(
             "the conditions of %d frames, %s, fit neither on the device nor into the host's memory. They are computed "
@@ -202,15 +202,15 @@ def check_length(frames: int, sizes: Sizes, device: Device, kept_bytes: int = 0)
     Raises:
         OutOfMemoryError: the clip does not fit. Says what is missing, and what helps.
     """
-    plan, room = estimate_clip(frames, sizes, {}, "recompute", kept_bytes), Room.of(device)
-    if any(plan.missing_bytes(room)):
-        raise OutOfMemoryError(_refusal(plan, "auto", room, kept_bytes))
+    plan, free = estimate_clip(frames, sizes, {}, "recompute", kept_bytes), FreeMemory.of(device)
+    if any(plan.missing_bytes(free)):
+        raise OutOfMemoryError(_refusal(plan, "auto", free, kept_bytes))
 
 
-def _refusal(plan: ClipPlan, place: str, room: Room, kept_bytes: int) -> str:
-    whose = ("memory", "") if room.shared else ("device memory", "host memory")
-    missing = [f"{size:,} bytes of {name}" for size, name in zip(plan.missing_bytes(room), whose, strict=True) if size]
-    fitting = plan.fitting_frames(room)
+def _refusal(plan: ClipPlan, place: str, free: FreeMemory, kept_bytes: int) -> str:
+    whose = ("memory", "") if free.shared else ("device memory", "host memory")
+    missing = [f"{size:,} bytes of {name}" for size, name in zip(plan.missing_bytes(free), whose, strict=True) if size]
+    fitting = plan.fitting_frames(free)
     cures = [f"a shorter clip ({fitting} frames fit)" if fitting else "a shorter clip", "a larger stride"]
     cures.append("engines of a smaller size")
     if kept_bytes:

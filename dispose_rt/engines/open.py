@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .backends import Engine, Opener
+from .backends import Engine, EngineLoader
 from .integrity import check_unchanged
 from .manifest import Manifest
 
@@ -22,7 +22,7 @@ class Engines:
         self.used_before_bytes = 0
         self._manifest = manifest
         self._device = device
-        self._openers: dict[str, Opener] = {}
+        self._loaders: dict[str, EngineLoader] = {}
         self._loaded: dict[str, Engine] = {}
 
     def __call__(self, network: str) -> Engine:
@@ -35,45 +35,45 @@ class Engines:
         """
         if network not in self._loaded:
             check_unchanged(self._manifest, network)
-            self._loaded[network] = self._opener(self._manifest.networks[network].backend).open(network)
+            self._loaded[network] = self._loader(self._manifest.networks[network].backend).open(network)
         return self._loaded[network]
 
     @property
-    def opener(self) -> Opener:
+    def loader(self) -> EngineLoader:
         """Loader of the directory's own engines, which share its device, its stream and how their runs are captured."""
-        return self._opener(self._manifest.backend)
+        return self._loader(self._manifest.backend)
 
-    def _opener(self, backend: str) -> Opener:
-        if backend not in self._openers:
-            opener = self._openers[backend] = _make_opener(backend, self._manifest, self._device)
+    def _loader(self, backend: str) -> EngineLoader:
+        if backend not in self._loaders:
+            loader = self._loaders[backend] = _make_loader(backend, self._manifest, self._device)
             if backend == self._manifest.backend:
-                free, total = opener.device.memory_bytes()
+                free, total = loader.device.memory_bytes()
                 self.used_before_bytes = total - free
-        return self._openers[backend]
+        return self._loaders[backend]
 
     def close(self) -> None:
         """Free all engines and what they share. Calling it twice is fine."""
         for engine in self._loaded.values():
             engine.close()
-        for opener in self._openers.values():
-            opener.close()
+        for loader in self._loaders.values():
+            loader.close()
         self._loaded.clear()
-        self._openers.clear()
+        self._loaders.clear()
 
 
-def _make_opener(backend: str, manifest: Manifest, device: str) -> Opener:
+def _make_loader(backend: str, manifest: Manifest, device: str) -> EngineLoader:
     # imported here: each needs packages that the others do without
     if backend == "onnxruntime":
-        from .backends.onnxruntime import OnnxRuntimeOpener
+        from .backends.onnxruntime import OnnxRuntimeLoader
 
-        return OnnxRuntimeOpener(manifest, device)
+        return OnnxRuntimeLoader(manifest, device)
     if backend == "aotinductor":
-        from .backends.aotinductor import AotInductorOpener
+        from .backends.aotinductor import AotInductorLoader
 
-        return AotInductorOpener(manifest, device)
-    from .backends.tensorrt import TensorRtOpener
+        return AotInductorLoader(manifest, device)
+    from .backends.tensorrt import TensorRtLoader
 
-    return TensorRtOpener(manifest, device)
+    return TensorRtLoader(manifest, device)
 
 
 def open_engine(manifest: Manifest, network: str, device: str = "auto") -> Engine:

@@ -8,10 +8,7 @@ from typing import Any
 
 from ..contract import Sizes
 from ..errors import InputError
-from ..settings import CONTROLS, LIMITS, PLACES, Settings
-
-CONTROL_LABELS = {"motion": "Motion fields", "points": "Keypoint correspondence"}
-PLACE_LABELS = {"auto": "Automatic", "device": "Device memory", "host": "Host memory", "recompute": "Computed again"}
+from ..settings import SETTINGS, Setting
 
 
 @dataclass(frozen=True)
@@ -45,64 +42,26 @@ def list_fields(sizes: Sequence[Sizes]) -> list[Field]:
     Args:
         sizes: of the engine directories that a run may take, at least one; they narrow some ranges.
     """
-    default = Settings()
-    longest_overlap = min(one.tile for one in sizes) - 2
-    chunk = min(one.chunk for one in sizes)
+    limits = {"overlap": min(one.tile for one in sizes) - 2, "decode_chunk": min(one.chunk for one in sizes)}
+    rows = sorted(SETTINGS.items(), key=lambda item: not item[1].is_common)
+    settings = [_make_field(name, row, limits.get(name)) for name, row in rows]
+    return [*settings, Field("audio", "Keep the sound", "Of the driving video, if it has any.", "switch", True)]
 
-    def number(name: str, label: str, hint: str, *, is_common: bool = False, high: float | None = None) -> Field:
-        low, limit = LIMITS[name]
-        bounds = f"{low:g} to {limit if high is None else high:g}"
-        if limit >= 2**31:
-            bounds = f"{low:g} or more"
-        value = getattr(default, name)
-        if high is not None:
-            value = min(value, high)  # what the settings begin with may be more than these engines can
-        kind = "integer" if isinstance(value, int) else "number"
-        return Field(name, label, f"{hint} {bounds}.", kind, value, is_common=is_common)
 
-    return [
-        number("steps", "Steps", "More is slower and finer.", is_common=True),
-        number("guidance_scale", "Guidance", "Weight of the picture.", is_common=True),
-        number("stride", "Stride", "Use every n-th frame.", is_common=True),
-        number("seed", "Seed", "Of the noise.", is_common=True),
-        Field(
-            "controls",
-            "Guidance signals",
-            "With none, the result is plain MimicMotion.",
-            "many",
-            list(default.controls),
-            tuple((CONTROL_LABELS.get(name, name), name) for name in CONTROLS),
-            is_common=True,
-        ),
-        number("overlap", "Overlap", "Frames that neighbouring tiles share.", high=longest_overlap),
-        Field(
-            "fps",
-            "Frames per second",
-            "Of the result. Empty keeps the video's speed.",
-            "number",
-            default.fps,
-            is_optional=True,
-        ),
-        number("noise_aug_strength", "Noise on the picture", "Loosens the hold of its details."),
-        number("motion_bucket_id", "Amount of motion", "What the video model is told."),
-        Field(
-            "decode_chunk",
-            "Frames decoded at once",
-            f"1 to {chunk}. Empty takes what the memory allows.",
-            "integer",
-            default.decode_chunk,
-            is_optional=True,
-        ),
-        Field(
-            "conditions_memory",
-            "Conditions wait in",
-            "No result depends on it.",
-            "one",
-            default.conditions_memory,
-            tuple((PLACE_LABELS.get(name, name), name) for name in PLACES),
-        ),
-        Field("audio", "Keep the sound", "Of the driving video, if it has any.", "switch", True),
-    ]
+def _make_field(name: str, row: Setting, high: float | None) -> Field:
+    """A row of the table of settings as a field.
+
+    Args:
+        name: of the setting.
+        row: of the table.
+        high: largest number, where the engines allow less than the table.
+    """
+    span = row.describe_range(high)
+    hint = f"{row.sentence}." + (f" {span[0].upper()}{span[1:]}." if span else "")
+    hint += f" Empty: {row.none_means}." if row.is_optional else ""
+    default = list(row.default) if row.kind == "many" else row.default
+    choices = tuple((label, value) for value, label in row.choices)
+    return Field(name, row.label, hint, row.kind, default, choices, row.is_common, row.is_optional)
 
 
 def read_form(fields: Iterable[Field], values: Iterable[Any]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from .. import __version__
 from ..engines.manifest import Manifest
 from ..errors import DisposeError
 from ..media import open_video, read_image
-from ..settings import LIMITS
+from ..settings import SETTINGS
 from .browser_copy import is_playable
 from .desk import Desk, Job, JobState
 from .fields import Field, list_fields, read_form
@@ -29,7 +29,7 @@ _SWEPT_S = 600
 _HEIGHT_PX = 300
 _BOXES = ("integer", "number")
 _QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-_LARGEST_SEED = int(min(LIMITS["seed"][1], 2**31 - 1))  # of those that are drawn: easy to note down
+_LARGEST_SEED = int(min(SETTINGS["seed"].high, 2**31 - 1))  # of those that are drawn: easy to note down
 
 
 def make_blocks(desk: Desk, engines: Path, manifests: Sequence[Manifest]) -> gr.Blocks:

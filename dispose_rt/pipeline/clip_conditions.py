@@ -8,7 +8,7 @@ from contextlib import ExitStack, closing
 
 import numpy as np
 
-from ..clip.plan import Room, place_conditions, plan_run
+from ..clip.plan import FreeMemory, place_conditions, plan_run
 from ..clip.store import ClipStore
 from ..contract import DIFT_ENSEMBLE, Sizes
 from ..device import Array, Stream
@@ -46,8 +46,8 @@ class ClipConditions:
     ) -> None:
         self._settings = settings
         self._engine = engines
-        self._opener = engines.opener
-        self._stream = self._opener.stream
+        self._loader = engines.loader
+        self._stream = self._loader.stream
         self._sizes = sizes
         self._noise = noise
         self._progress = progress
@@ -65,7 +65,7 @@ class ClipConditions:
             self._engine(name)
             tick(done)
         denoiser = denoise.Denoiser(
-            self._engine("controlnet") if controls else None, self._engine("unet"), self._opener
+            self._engine("controlnet") if controls else None, self._engine("unet"), self._loader
         )
         denoiser.allocate()
         decode.fit_decoder(self._engine("vae_decoder"), self._settings.decode_chunk, self._sizes.chunk)
@@ -88,8 +88,8 @@ class ClipConditions:
         names = ["pose_latents", *(["motion_features"] if "motion" in self._settings.controls else [])]
         tensors = {name: self._engine(CONDITION_SOURCES[name]).tensor(name) for name in names}
         rows = {name: (tensor.shape[1:], tensor.dtype) for name, tensor in tensors.items()}
-        place, device = self._settings.conditions_memory, self._opener.device
-        plan = plan_run(frames, self._sizes, rows, place, Room.of(device), kept_bytes)
+        place, device = self._settings.conditions_memory, self._loader.device
+        plan = plan_run(frames, self._sizes, rows, place, FreeMemory.of(device), kept_bytes)
         return place_conditions(plan, rows, device, self._sizes.tile)
 
     def encode_motion(self, reference: U8, track: Track, store: ClipStore) -> None:

@@ -36,7 +36,7 @@ class Turn:
         self.paused = False
 
 
-class Turns:
+class RunQueue:
     """Gives turns in the order in which they were asked for.
 
     Args:

@@ -72,15 +72,15 @@ class Run:
         self._settings = settings
         self._engine = engines
         self._manifest = manifest
-        self._opener = engines.opener
-        self._stream = self._opener.stream
+        self._loader = engines.loader
+        self._stream = self._loader.stream
         self._sizes = manifest.sizes
         self._noise = noise
         self._progress = progress
         self._observe = observe
         self._pose_cache = pose_cache
         self._watch = Stopwatch()
-        self._memory = MemoryWatch(self._opener.device, engines.used_before_bytes)
+        self._memory = MemoryWatch(self._loader.device, engines.used_before_bytes)
         self.frame_count = 0
         self.time_stamps: tuple[Fraction, ...] | None = None
 
@@ -135,7 +135,7 @@ class Run:
         self._show("reference", reference)
         frame_bytes = reference.nbytes if kept else 0
         expected = expected_frames(video, step) or 1
-        check_length(expected + 1, sizes, self._opener.device, frame_bytes)
+        check_length(expected + 1, sizes, self._loader.device, frame_bytes)
         with self._stage("pose", expected):
             detected = self._detect(reference, video, step)
             self._show("detected", detected)
@@ -202,7 +202,7 @@ class Run:
         """Find the person in the reference and in every driving frame."""
         finder, cached = self._finder(), None
         if self._pose_cache is not None:
-            cached = self._pose_cache.of(video, step, self._manifest, self._opener.device.name)
+            cached = self._pose_cache.of(video, step, self._manifest, self._loader.device.name)
         return finder.find(reference, video, step, cached)
 
     def _align(self, detected: Detected) -> list[Pose]:
@@ -255,20 +255,20 @@ def check_request(settings: Settings, manifest: Manifest, output: str | os.PathL
     decode.check_chunk(settings.decode_chunk, manifest.sizes.chunk)
 
 
-def find_audio(video: media.Video, settings: Settings, told: bool) -> Path | None:
+def find_audio(video: media.Video, settings: Settings, warn: bool) -> Path | None:
     """Find the file whose sound belongs to the result.
 
     Args:
         video: the driving video.
         settings: a frame rate of their own changes the speed, so that the sound no longer fits.
-        told: whether somebody expects it, and is told by an InputWarning that it is left out.
+        warn: raise an InputWarning where the sound is left out.
     """
     if video.path is None or settings.fps is None:
         return video.path
     fps = video.fps / media.frame_step(settings.stride, video.fps)
     if not video.is_variable and abs(settings.fps / fps - 1) < SAME_SPEED:
         return video.path
-    if told and has_sound(video.path):
+    if warn and has_sound(video.path):
         warnings.warn(
             f"the sound of {video.name} is left out: at fps={settings.fps:g} the result has another speed than the "
             f"source, of which {fps:.6g} frames per second are used. Leave fps out to keep speed and sound",

@@ -20,14 +20,14 @@ from dispose_rt.bench.runs import Runner, RunTimes, summarise
 from dispose_rt.contract import Sizes
 from dispose_rt.device import Graph
 from dispose_rt.engines.backends.aotinductor_package import PackageLabel
-from dispose_rt.engines.backends.onnxruntime import OnnxRuntimeOpener
+from dispose_rt.engines.backends.onnxruntime import OnnxRuntimeLoader
 from dispose_rt.engines.manifest import FileRecord, Manifest, NetworkRecord, read_manifest
 from dispose_rt.engines.signature import contract_signature
 from dispose_rt.errors import DeviceError, InputError
 from dispose_rt.stages.denoise.tiles import plan_tiles
 from tests.golden_case import GoldenCase
 from tests.stages.denoise.test_loop import Clip as DenoisedClip
-from tests.stages.denoise.test_loop import CountingOpener, Setup
+from tests.stages.denoise.test_loop import CountingLoader, Setup
 
 pytest.importorskip("torch")
 
@@ -90,7 +90,7 @@ def test_the_plot_is_a_picture(measured: tuple[dict[str, Any], Path]) -> None:
     assert cv2.imread(str(measured[1])).shape[1] == 1400
 
 
-class RefusingOpener(CountingOpener):
+class RefusingLoader(CountingLoader):
     """What cannot capture anything."""
 
     def capture(self, body: Callable[[], None]) -> Graph:
@@ -100,8 +100,8 @@ class RefusingOpener(CountingOpener):
 class DenoisingAnimator:
     """Denoises with the runtime's own loop, and makes the other stages up."""
 
-    def __init__(self, opener: CountingOpener) -> None:
-        self.setup = Setup(opener=opener)
+    def __init__(self, loader: CountingLoader) -> None:
+        self.setup = Setup(loader=loader)
 
     def run(self, ref: Any, video: Any, *, progress: Any, output: Path, steps: int, **_: Any) -> Animation:
         self.setup.ticks.clear()
@@ -115,8 +115,8 @@ class DenoisingAnimator:
 
 @pytest.mark.parametrize("captured", [True, False])
 def test_whether_steps_were_captured_is_said_in_every_run(captured: bool) -> None:
-    opener = CountingOpener() if captured else RefusingOpener()
-    animator: Any = DenoisingAnimator(opener)
+    loader = CountingLoader() if captured else RefusingLoader()
+    animator: Any = DenoisingAnimator(loader)
     runner = Runner(animator, Clip("ref", "video", 1, ""), {"steps": 4})
     tiles = len(plan_tiles(7, 4, 2))
     for _ in range(2):  # the runtime warns in the first one alone
@@ -248,10 +248,10 @@ def test_a_step_is_one_graph_and_computes_the_same(engines: Path, tmp_path: Path
 def test_a_step_that_cannot_be_captured_is_a_failure(
     engines: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def refuse(opener: OnnxRuntimeOpener, body: Callable[[], None]) -> Graph:
+    def refuse(loader: OnnxRuntimeLoader, body: Callable[[], None]) -> Graph:
         raise DeviceError("somebody waits")
 
-    monkeypatch.setattr(OnnxRuntimeOpener, "capture", refuse)
+    monkeypatch.setattr(OnnxRuntimeLoader, "capture", refuse)
     assert graph_step.main([str(engines), "--frames", "3", "--overlap", "2"]) == 1
     assert "NOT captured: somebody waits" in capsys.readouterr().out
 

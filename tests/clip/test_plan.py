@@ -9,20 +9,20 @@ from dataclasses import replace
 import pytest
 
 from dispose_rt.clip import plan as memory
-from dispose_rt.clip.plan import ClipPlan, MemoryWatch, Room, estimate_clip, place_conditions, plan_run, row_bytes
+from dispose_rt.clip.plan import ClipPlan, FreeMemory, MemoryWatch, estimate_clip, place_conditions, plan_run, row_bytes
 from dispose_rt.clip.recomputed import RecomputedClip
 from dispose_rt.clip.store import ResidentClip, Rows, StreamedClip
 from dispose_rt.contract import Sizes
 from dispose_rt.device import CpuDevice, open_device
 from dispose_rt.errors import OutOfMemoryError
 from tests.fakes.cuda import FakeCuda, install
-from tests.fakes.engine import FakeOpener
+from tests.fakes.engine import FakeLoader
 from tests.stages.denoise.test_loop import Clip, Setup
 
 FULL = Sizes(1024, 576)
 FULL_ROWS: dict[str, Rows] = dict.fromkeys(("pose_latents", "motion_features"), ((320, 72, 128), "float16"))
 GB = 10**9
-LARGE = Room(10**15, 10**15, shared=False)
+LARGE = FreeMemory(10**15, 10**15, shared=False)
 
 
 @pytest.fixture
@@ -58,8 +58,8 @@ def test_on_the_cpu_it_is_the_arrays() -> None:
 
 @pytest.mark.parametrize("controls", [True, False])
 def test_the_denoiser_s_engines_take_all_they_need_before_conditions_are_placed(controls: bool) -> None:
-    setup = Setup(controls, FakeOpener())
-    pool = setup.opener.device.pool
+    setup = Setup(controls, FakeLoader())
+    pool = setup.loader.device.pool
     setup.denoiser.allocate()
     before = pool.used_bytes
     setup.run(Clip(5, ("motion", "points") if controls else ()))
@@ -79,13 +79,13 @@ def test_what_a_frame_takes_at_full_size() -> None:
     assert plans["recompute"].device_once_bytes > 33 * row_bytes(FULL_ROWS)
 
 
-def room_for(plan: ClipPlan, share: float = 1.0) -> Room:
+def room_for(plan: ClipPlan, share: float = 1.0) -> FreeMemory:
     """Just enough for a plan that takes that share of what is free."""
-    return Room(-int(-plan.device_bytes // share), -int(-plan.host_bytes // share), shared=False)
+    return FreeMemory(-int(-plan.device_bytes // share), -int(-plan.host_bytes // share), shared=False)
 
 
-def plan_full(room: Room, place: str = "auto", frames: int = 9000, kept_bytes: int = 0) -> ClipPlan:
-    return plan_run(frames, FULL, FULL_ROWS, place, room, kept_bytes)
+def plan_full(free: FreeMemory, place: str = "auto", frames: int = 9000, kept_bytes: int = 0) -> ClipPlan:
+    return plan_run(frames, FULL, FULL_ROWS, place, free, kept_bytes)
 
 
 def test_auto_takes_the_first_place_that_leaves_half_of_the_memory_free(caplog: pytest.LogCaptureFixture) -> None:
@@ -123,55 +123,55 @@ def test_a_chosen_place_may_take_all_that_is_free_and_not_more(place: str) -> No
 
 
 def test_what_does_not_fit_is_refused_with_what_helps() -> None:
-    room = Room(3 * GB, GB, shared=False)
+    free = FreeMemory(3 * GB, GB, shared=False)
     with pytest.raises(OutOfMemoryError) as refused:
-        plan_full(room)
+        plan_full(free)
     message = str(refused.value)
     needed = estimate_clip(9000, FULL, FULL_ROWS, "recompute").device_bytes
     assert f"{needed - 3 * GB:,} bytes of device memory are missing" in message
     [fitting] = re.findall(
         r"a shorter clip \((\d+) frames fit\), a larger stride, or engines of a smaller size", message
     )
-    assert plan_full(room, "recompute", int(fitting))
+    assert plan_full(free, "recompute", int(fitting))
     with pytest.raises(OutOfMemoryError):
-        plan_full(room, "recompute", int(fitting) + 1)
+        plan_full(free, "recompute", int(fitting) + 1)
     with pytest.raises(OutOfMemoryError, match="a shorter clip, a larger stride"):
-        plan_full(Room(1000, 1000, shared=False))
+        plan_full(FreeMemory(1000, 1000, shared=False))
 
 
 def test_frames_that_are_kept_count() -> None:
-    room = Room(10 * GB, 10 * GB, shared=False)
-    assert plan_full(room).place == "recompute"
+    free = FreeMemory(10 * GB, 10 * GB, shared=False)
+    assert plan_full(free).place == "recompute"
     with pytest.raises(OutOfMemoryError, match="of host memory are missing.*writing the frames to a file"):
-        plan_full(room, kept_bytes=3 * FULL.width * FULL.height)
+        plan_full(free, kept_bytes=3 * FULL.width * FULL.height)
 
 
 @pytest.mark.parametrize("place", ["device", "host", "recompute"])
 def test_on_the_cpu_both_take_the_same_memory(place: str) -> None:
     plan = estimate_clip(9000, FULL, FULL_ROWS, place)
     both = plan.device_bytes + plan.host_bytes
-    assert plan_full(Room(both, both, shared=True), place) == plan
+    assert plan_full(FreeMemory(both, both, shared=True), place) == plan
     with pytest.raises(OutOfMemoryError, match=r": 5 bytes of memory are missing.*\(8999 frames fit\)"):
-        plan_full(Room(both - 5, both - 5, shared=True), place)
+        plan_full(FreeMemory(both - 5, both - 5, shared=True), place)
 
 
 def test_the_room_of_the_cpu_is_that_of_the_host_and_what_the_pool_keeps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "free_host_bytes", lambda: 1 << 30)
     device = CpuDevice()
-    assert Room.of(device) == Room(1 << 30, 1 << 30, shared=True)
+    assert FreeMemory.of(device) == FreeMemory(1 << 30, 1 << 30, shared=True)
     device.empty((1 << 20,), "uint8").free()
-    assert Room.of(device).device_bytes == (1 << 30) + (1 << 20)
+    assert FreeMemory.of(device).device_bytes == (1 << 30) + (1 << 20)
     monkeypatch.setattr(memory, "free_host_bytes", lambda: None)
-    assert Room.of(device).device_bytes == pytest.approx(device.memory_bytes()[0], rel=0.2)
+    assert FreeMemory.of(device).device_bytes == pytest.approx(device.memory_bytes()[0], rel=0.2)
 
 
 def test_the_room_of_a_gpu_counts_what_others_give_back(cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "free_host_bytes", lambda: 12345)
     device = open_device("cuda")
     cached = cuda.cudaMalloc(1 << 10)[1]
-    assert Room.of(device) == Room((1 << 20) - (1 << 10), 12345, shared=False)
+    assert FreeMemory.of(device) == FreeMemory((1 << 20) - (1 << 10), 12345, shared=False)
     device.pool.reclaim = lambda: cuda.cudaFree(cached)
-    assert Room.of(device) == Room(1 << 20, 12345, shared=False)
+    assert FreeMemory.of(device) == FreeMemory(1 << 20, 12345, shared=False)
     device.pool.reclaim = None
     device.close()
 

@@ -17,7 +17,7 @@ from dispose_rt.stages.decode import decode_frames
 from dispose_rt.stages.motion import MotionFields
 from dispose_rt.types import Track
 from tests.fakes.cuda import FakeCuda, install
-from tests.fakes.engine import FakeEngine, FakeOpener
+from tests.fakes.engine import FakeEngine, FakeLoader
 from tests.golden_data import load_golden
 from tests.kernels.targets import Target
 from tests.stages.denoise.test_loop import STEPS, Clip, Setup
@@ -31,7 +31,7 @@ def roomy(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
 
 
 def set_up(device: str) -> Setup:
-    return Setup(opener=FakeOpener(open_device(device)))
+    return Setup(loader=FakeLoader(open_device(device)))
 
 
 @pytest.mark.parametrize("place", ["device", "host", "recompute"])
@@ -41,7 +41,7 @@ def test_a_clip_is_denoised_as_on_the_cpu(roomy: FakeCuda, frames: int, place: s
     clip, setup = Clip(frames), set_up("cuda")
     actual = setup.run(clip, place=place)
     np.testing.assert_array_equal(actual, set_up("cpu").run(clip, place=place))
-    setup.opener.close()
+    setup.loader.close()
     for things in (roomy.blocks, roomy.host_blocks, roomy.streams, roomy.events, roomy.graphs, roomy.executables):
         assert things == {}
 

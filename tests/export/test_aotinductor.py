@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from dispose_rt.contract import NETWORKS, Sizes
 from dispose_rt.engines.backends import Engine
-from dispose_rt.engines.backends.aotinductor import AotInductorEngine, AotInductorOpener
+from dispose_rt.engines.backends.aotinductor import AotInductorEngine, AotInductorLoader
 from dispose_rt.errors import DeviceError, EngineError, InputError, VerificationError
 from tests.engines.aotinductor_packages import build_module, compile_once, manifest_for, small_sizes
 
@@ -45,7 +45,7 @@ def packages(golden_checkpoint: Path, kept_folder: Path) -> Packages:
 def engines(packages: Packages, sizes: Sizes) -> Callable[..., AotInductorEngine]:
     def open_(network: str = POINTS, compute_dtype: str = "float32") -> AotInductorEngine:
         manifest = manifest_for(packages(network, compute_dtype), network, sizes, compute_dtype)
-        return AotInductorOpener(manifest, "auto").open(network)
+        return AotInductorLoader(manifest, "auto").open(network)
 
     return open_
 
@@ -123,7 +123,7 @@ class Recorder:
 def test_bfloat16_is_rounded_to_the_nearest_even(packages: Packages) -> None:
     sizes, spec, package = Sizes(64, 64, tile=4), NETWORKS["unet"], Recorder()
     manifest = manifest_for(packages(POINTS), "unet", sizes, "bfloat16")
-    engine = AotInductorEngine(AotInductorOpener(manifest, "cpu"), manifest, "unet", package)  # type: ignore[arg-type]
+    engine = AotInductorEngine(AotInductorLoader(manifest, "cpu"), manifest, "unet", package)  # type: ignore[arg-type]
     inputs = sample_inputs(spec, sizes, "float32", {})
     unit = 2.0**-8  # half of the distance between neighbours of 1
     inputs["pose_latents"].flatten()[:4] = torch.tensor([1 + unit, 1 + 3 * unit, 1 + 1.01 * unit, -1 - unit])
@@ -138,7 +138,7 @@ def test_bfloat16_is_rounded_to_the_nearest_even(packages: Packages) -> None:
 def test_answers_of_other_shapes_are_refused(packages: Packages) -> None:
     sizes, package = Sizes(64, 64, tile=3), Recorder()
     manifest = manifest_for(packages(POINTS), "unet", sizes)
-    engine = AotInductorEngine(AotInductorOpener(manifest, "cpu"), manifest, "unet", package)  # type: ignore[arg-type]
+    engine = AotInductorEngine(AotInductorLoader(manifest, "cpu"), manifest, "unet", package)  # type: ignore[arg-type]
     inputs = as_arrays(sample_inputs(NETWORKS["unet"], sizes, "float32", {}))
     with pytest.raises(EngineError, match=r"unet answered tensors of \[\(2, 4, 4, 8, 8\)\], expected \[\(2, 3, "):
         engine.run(inputs)
@@ -182,17 +182,17 @@ def test_non_finite_outputs_are_refused(engines: Callable[..., AotInductorEngine
 
 
 def test_what_is_closed_says_so(packages: Packages, sizes: Sizes) -> None:
-    opener = AotInductorOpener(manifest_for(packages(POINTS), POINTS, sizes), "cpu")
-    engine = opener.open(POINTS)
+    loader = AotInductorLoader(manifest_for(packages(POINTS), POINTS, sizes), "cpu")
+    engine = loader.open(POINTS)
     with pytest.raises(InputError, match="no dynamic dimension of point_encoder"):
         engine.max_batch("frames")
-    for closable in (engine, opener):
+    for closable in (engine, loader):
         closable.close()
         closable.close()
     with pytest.raises(EngineError, match="closed"):
         engine.run({"embeddings": np.ones((3, 96), np.float32)})
     with pytest.raises(EngineError, match="closed"):
-        opener.open(POINTS)
+        loader.open(POINTS)
 
 
 def test_threads_wait_for_each_other(engines: Callable[..., AotInductorEngine], sizes: Sizes) -> None:
@@ -223,8 +223,8 @@ def test_nothing_is_left_behind(golden_checkpoint: Path, sizes: Sizes, tmp_path:
     compile_package(module, NETWORKS[POINTS], sizes, "float32", device="cpu", output=output)
     assert [path.name for path in output.parent.iterdir()] == [output.name]
     assert list(temporary.iterdir()) == []
-    opener = AotInductorOpener(manifest_for(output, POINTS, sizes), "cpu")
-    engine = opener.open(POINTS)
+    loader = AotInductorLoader(manifest_for(output, POINTS, sizes), "cpu")
+    engine = loader.open(POINTS)
     assert len(list(temporary.iterdir())) == 1  # what the loader has unpacked
     engine.close()
     assert list(temporary.iterdir()) == []

@@ -15,7 +15,7 @@ from dispose_rt_export.compile.verify import TOLERANCES, dynamic_sizes, relative
 
 from dispose_rt.contract import NETWORKS, Sizes
 from dispose_rt.device import CpuDevice
-from dispose_rt.engines.backends.aotinductor import AotInductorEngine, AotInductorOpener
+from dispose_rt.engines.backends.aotinductor import AotInductorEngine, AotInductorLoader
 from dispose_rt.errors import DeviceError, InputError, OutOfMemoryError
 from tests.engines.aotinductor_packages import build_module, compile_once, manifest_for, small_sizes
 
@@ -42,21 +42,21 @@ def sizes(golden_checkpoint: Path) -> Sizes:
 
 
 @pytest.fixture(scope="session")
-def openers(golden_checkpoint: Path, kept_folder: Path, sizes: Sizes) -> Callable[[str, str], AotInductorOpener]:
-    """`openers(network, precision)` compiles a network (once) and answers the opener of its directory."""
+def loaders(golden_checkpoint: Path, kept_folder: Path, sizes: Sizes) -> Callable[[str, str], AotInductorLoader]:
+    """`loaders(network, precision)` compiles a network (once) and answers the loader of its directory."""
 
-    def open_(network: str, precision: str) -> AotInductorOpener:
+    def open_(network: str, precision: str) -> AotInductorLoader:
         compute_dtype = COMPUTE_DTYPES[precision]
         path = compile_once(kept_folder, golden_checkpoint, network, compute_dtype, "cuda")
-        return AotInductorOpener(manifest_for(path, network, sizes, compute_dtype, targets=(package_target(),)), "auto")
+        return AotInductorLoader(manifest_for(path, network, sizes, compute_dtype, targets=(package_target(),)), "auto")
 
     return open_
 
 
 @pytest.fixture(scope="session")
-def engines(openers: Callable[[str, str], AotInductorOpener]) -> Open:
+def engines(loaders: Callable[[str, str], AotInductorLoader]) -> Open:
     """`engines(network, precision)` opens a network."""
-    return lambda network, precision: openers(network, precision).open(network)
+    return lambda network, precision: loaders(network, precision).open(network)
 
 
 @pytest.fixture(scope="session")
@@ -106,14 +106,14 @@ GRAPH_CASES = [("point_encoder", "fp32"), ("point_encoder", "bf16"), ("vae_decod
 
 @pytest.mark.parametrize(("network", "precision"), GRAPH_CASES)
 def test_a_graph_repeats_a_run(
-    network: str, precision: str, openers: Callable[[str, str], AotInductorOpener], sizes: Sizes
+    network: str, precision: str, loaders: Callable[[str, str], AotInductorLoader], sizes: Sizes
 ) -> None:
-    opener = openers(network, precision)
-    engine, stream = opener.open(network), opener.stream
+    loader = loaders(network, precision)
+    engine, stream = loader.open(network), loader.stream
     inputs = [host_inputs(network, precision, sizes, seed) for seed in (0, 1)]
     expected = [engine.run(one) for one in inputs]
     assert engine.capture_problem(stream) is None
-    graphs = [opener.capture(lambda: engine.enqueue(stream)) for _ in range(2)]  # each with memory of its own
+    graphs = [loader.capture(lambda: engine.enqueue(stream)) for _ in range(2)]  # each with memory of its own
     engine.run(inputs[0])
     for turn, graph in ((1, graphs[0]), (0, graphs[1]), (1, graphs[1]), (0, graphs[0])):
         for name, values in inputs[turn].items():
@@ -124,43 +124,43 @@ def test_a_graph_repeats_a_run(
     for graph in graphs:
         graph.close()
     engine.close()
-    opener.close()
+    loader.close()
 
 
-def test_a_closed_graph_gives_its_memory_back(openers: Callable[[str, str], AotInductorOpener], sizes: Sizes) -> None:
-    opener = openers("vae_decoder", "fp16")
-    engine = opener.open("vae_decoder")
+def test_a_closed_graph_gives_its_memory_back(loaders: Callable[[str, str], AotInductorLoader], sizes: Sizes) -> None:
+    loader = loaders("vae_decoder", "fp16")
+    engine = loader.open("vae_decoder")
     engine.run(host_inputs("vae_decoder", "fp16", sizes, 0))
     torch.cuda.empty_cache()
     before = torch.cuda.memory_reserved()
-    graph = opener.capture(lambda: engine.enqueue(opener.stream))
+    graph = loader.capture(lambda: engine.enqueue(loader.stream))
     assert torch.cuda.memory_reserved() > before
-    graph.launch(opener.stream)
-    opener.stream.synchronize()
+    graph.launch(loader.stream)
+    loader.stream.synchronize()
     graph.close()
     torch.cuda.empty_cache()
     assert torch.cuda.memory_reserved() <= before
     engine.close()
-    opener.close()
+    loader.close()
 
 
 def test_a_capture_that_fails_leaves_the_stream_usable(
-    openers: Callable[[str, str], AotInductorOpener], sizes: Sizes
+    loaders: Callable[[str, str], AotInductorLoader], sizes: Sizes
 ) -> None:
-    opener = openers("point_encoder", "fp32")
-    engine, inputs = opener.open("point_encoder"), host_inputs("point_encoder", "fp32", sizes, 0)
+    loader = loaders("point_encoder", "fp32")
+    engine, inputs = loader.open("point_encoder"), host_inputs("point_encoder", "fp32", sizes, 0)
     expected = engine.run(inputs)
 
     def wait_inside() -> None:
-        engine.enqueue(opener.stream)
+        engine.enqueue(loader.stream)
         torch.cuda.synchronize()
 
     with pytest.raises(DeviceError):
-        opener.capture(wait_inside)
+        loader.capture(wait_inside)
     for name, values in engine.run(inputs).items():
         assert relative_error(values, expected[name]) <= 1e-5
-    graph = opener.capture(lambda: engine.enqueue(opener.stream))
-    graph.launch(opener.stream)
+    graph = loader.capture(lambda: engine.enqueue(loader.stream))
+    graph.launch(loader.stream)
     for name, values in expected.items():
         assert relative_error(engine.read(name), values) <= 1e-5
     graph.close()
@@ -198,4 +198,4 @@ def test_a_package_of_another_gpu_is_refused(
 ) -> None:
     path = compile_once(kept_folder, golden_checkpoint, "point_encoder", "float32", "cuda")
     with pytest.raises(DeviceError, match="compiled for sm_75, cuda:0 is sm_"):
-        AotInductorOpener(manifest_for(path, "point_encoder", sizes, targets=("sm_75",)), "auto")
+        AotInductorLoader(manifest_for(path, "point_encoder", sizes, targets=("sm_75",)), "auto")

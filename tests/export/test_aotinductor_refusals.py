@@ -19,7 +19,7 @@ import torch
 
 from dispose_rt.contract import Sizes
 from dispose_rt.engines.backends import aotinductor, aotinductor_package
-from dispose_rt.engines.backends.aotinductor import AotInductorOpener
+from dispose_rt.engines.backends.aotinductor import AotInductorLoader
 from dispose_rt.errors import DeviceError, DisposeError, EngineError, InputError
 from tests.engines.aotinductor_packages import compile_once, manifest_for, relabel, rewrite, small_sizes
 from tests.fakes import cuda as fake_cuda
@@ -55,11 +55,11 @@ class Blocked(importlib.abc.MetaPathFinder):
 
 sys.meta_path.insert(0, Blocked())
 from types import SimpleNamespace
-from dispose_rt.engines.backends.aotinductor import AotInductorOpener, LoadedPackage
+from dispose_rt.engines.backends.aotinductor import AotInductorLoader, LoadedPackage
 from dispose_rt.errors import EngineError
 
 attempts = [
-    lambda: AotInductorOpener(SimpleNamespace(versions={{"torch": "2.13.0+cpu"}}, targets=("cpu",)), "auto"),
+    lambda: AotInductorLoader(SimpleNamespace(versions={{"torch": "2.13.0+cpu"}}, targets=("cpu",)), "auto"),
     lambda: LoadedPackage(Path({str(packages(POINTS))!r}), "cpu"),
 ]
 for attempt in attempts:
@@ -88,7 +88,7 @@ def test_devices_that_do_not_fit(
     device: str, targets: tuple[str, ...], error: type[DisposeError], words: str, packages: Packages, sizes: Sizes
 ) -> None:
     with pytest.raises(error, match=words):
-        AotInductorOpener(manifest_for(packages(POINTS), POINTS, sizes, targets=targets), device)
+        AotInductorLoader(manifest_for(packages(POINTS), POINTS, sizes, targets=targets), device)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -99,7 +99,7 @@ def test_without_a_gpu_the_error_says_why(
 ) -> None:
     manifest = manifest_for(packages(POINTS), POINTS, sizes, targets=targets)
     with pytest.raises(DeviceError, match=f"compiled for {targets[0]}, device is '{device}', but"):
-        AotInductorOpener(manifest, device)
+        AotInductorLoader(manifest, device)
 
 
 class FakeTorch:
@@ -135,16 +135,16 @@ def test_devices_where_there_is_a_gpu(
     fake_cuda.install(monkeypatch)
     manifest = manifest_for(packages(POINTS), POINTS, sizes, targets=targets)
     if outcome.startswith("cuda"):
-        assert AotInductorOpener(manifest, device).device.name == outcome
+        assert AotInductorLoader(manifest, device).device.name == outcome
     else:
         with pytest.raises(DeviceError, match=outcome):
-            AotInductorOpener(manifest, device)
+            AotInductorLoader(manifest, device)
 
 
 def refusal(path: Path, sizes: Sizes, **changes: Any) -> str:
     """Open a package and return the message of the typed error."""
     with pytest.raises((EngineError, DeviceError)) as caught:
-        AotInductorOpener(manifest_for(path, POINTS, sizes, **changes), "auto").open(POINTS)
+        AotInductorLoader(manifest_for(path, POINTS, sizes, **changes), "auto").open(POINTS)
     assert "Build the directory again: python export/build_engines.py" in str(caught.value)
     return str(caught.value)
 
@@ -160,14 +160,14 @@ def test_truncated_packages(kept: float, packages: Packages, sizes: Sizes, tmp_p
 def test_a_missing_package(packages: Packages, sizes: Sizes, tmp_path: Path) -> None:
     manifest = manifest_for(packages(POINTS), POINTS, sizes)
     with pytest.raises(EngineError, match="FileNotFoundError"):
-        AotInductorOpener(dataclasses.replace(manifest, folder=tmp_path), "auto").open(POINTS)
+        AotInductorLoader(dataclasses.replace(manifest, folder=tmp_path), "auto").open(POINTS)
 
 
 def test_flipped_bits_are_found_or_harmless(packages: Packages, sizes: Sizes, tmp_path: Path) -> None:
     """Headers and directory bit by bit in a sample; a package that still opens computes the same."""
     content = packages(POINTS).read_bytes()
     inputs = {"embeddings": np.ones((2, 96), np.float32)}
-    expected = AotInductorOpener(manifest_for(packages(POINTS), POINTS, sizes), "auto").open(POINTS).run(inputs)
+    expected = AotInductorLoader(manifest_for(packages(POINTS), POINTS, sizes), "auto").open(POINTS).run(inputs)
     directory = content.rindex(b"PK\x05\x06")
     places = [*range(0, 80, 3), *range(directory - 90, len(content), 5), *np.linspace(200, directory, 12, dtype=int)]
     refused = 0
@@ -177,7 +177,7 @@ def test_flipped_bits_are_found_or_harmless(packages: Packages, sizes: Sizes, tm
         path = tmp_path / f"{POINTS}.pt2"
         path.write_bytes(damaged)
         try:
-            outputs = AotInductorOpener(manifest_for(path, POINTS, sizes), "auto").open(POINTS).run(inputs)
+            outputs = AotInductorLoader(manifest_for(path, POINTS, sizes), "auto").open(POINTS).run(inputs)
         except EngineError:
             refused += 1
             continue
@@ -252,7 +252,7 @@ def test_other_sizes_or_another_record(packages: Packages, sizes: Sizes) -> None
     record = dataclasses.replace(manifest.networks[POINTS], signature={"embeddings": ("float32", ("points", 97))})
     manifest = dataclasses.replace(manifest, networks={POINTS: record})
     with pytest.raises(EngineError, match="its tensors are not those that the manifest lists"):
-        AotInductorOpener(manifest, "auto").open(POINTS)
+        AotInductorLoader(manifest, "auto").open(POINTS)
 
 
 def test_a_full_folder_for_temporary_files(packages: Packages, sizes: Sizes, monkeypatch: Any) -> None:

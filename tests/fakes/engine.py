@@ -9,7 +9,7 @@ import numpy as np
 
 from dispose_rt.contract import Sizes
 from dispose_rt.device import Array, CpuDevice, Device, Stream
-from dispose_rt.engines.backends import Engine, Opener
+from dispose_rt.engines.backends import Engine, EngineLoader
 from tests.fakes.cuda import as_numpy, submit
 
 Compute = Callable[[Mapping[str, np.ndarray]], Mapping[str, Any]]
@@ -61,7 +61,7 @@ class FakeEngine(Engine):
         pass
 
 
-class FakeOpener(Opener):
+class FakeLoader(EngineLoader):
     """What fake engines of one directory share."""
 
     def __init__(self, device: Device | None = None) -> None:

@@ -25,7 +25,7 @@ from dispose_rt.settings import Settings
 from dispose_rt.stages import pose
 from dispose_rt.stages.pose import draw
 from dispose_rt.types import Pose
-from tests.fakes.engine import FakeEngine, FakeOpener
+from tests.fakes.engine import FakeEngine, FakeLoader
 from tests.stages.denoise.test_loop import SIZES, controlnet, unet
 
 BAR_FRAMES = 36
@@ -78,12 +78,12 @@ class FakeNetworks:
     used_before_bytes = 0
 
     def __init__(self, device: Device | None = None) -> None:
-        self.opener = FakeOpener(device)
+        self.loader = FakeLoader(device)
         self.loaded: dict[str, FakeEngine] = {}
 
     def __call__(self, name: str) -> FakeEngine:
         if name not in self.loaded:
-            self.loaded[name] = FakeEngine(name, SIZES, FORMULAS[name], stream=self.opener.stream)
+            self.loaded[name] = FakeEngine(name, SIZES, FORMULAS[name], stream=self.loader.stream)
         return self.loaded[name]
 
     def close(self) -> None:

@@ -11,7 +11,7 @@ import pytest
 from dispose_rt.contract import NETWORKS, SchedulerConstants, Sizes
 from dispose_rt.device import find_gpus
 from dispose_rt.engines.backends import tensorrt
-from dispose_rt.engines.backends.tensorrt import TensorRtOpener
+from dispose_rt.engines.backends.tensorrt import TensorRtLoader
 from dispose_rt.engines.backends.tensorrt_flavour import RtxFlavour, portable_plan_runs_on
 from dispose_rt.engines.manifest import FileRecord, Manifest, NetworkRecord
 from tests.fakes import cuda as fake_cuda
@@ -49,8 +49,8 @@ class Machine:
         self.trt.engines[network] = FakeEngine(self.cuda, network, SIZES, dtype, compute)
         return self.trt.engines[network]
 
-    def opener(self, dtype: str = "float16") -> TensorRtOpener:
-        return TensorRtOpener(make_manifest(self.folder, dtype), "auto")
+    def loader(self, dtype: str = "float16") -> TensorRtLoader:
+        return TensorRtLoader(make_manifest(self.folder, dtype), "auto")
 
 
 def repeat_channels(run: FakeRun) -> None:

@@ -117,7 +117,7 @@ class TestForm:
         form = {field.name: field for field in list_fields(SIZES)}
         assert "1 to 1000." in form["steps"].hint
         assert "0 to 2." in form["overlap"].hint
-        assert form["overlap"].default == 2
+        assert form["overlap"].default is None
         assert "1 to 3." in form["decode_chunk"].hint
 
     def test_what_browsers_send_gets_its_type(self) -> None:

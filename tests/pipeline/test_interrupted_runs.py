@@ -48,11 +48,11 @@ def expected(animator: Animator) -> np.ndarray:
 def unharmed(animator: Animator, expected: np.ndarray, tmp_path: Path) -> Iterator[Callable[[], None]]:
     """Checks that nothing was left behind by what happened so far; the test is over with one more run."""
     [engines] = animator._engines.values()
-    before = engines.opener.device.pool.used_bytes
+    before = engines.loader.device.pool.used_bytes
 
     def check() -> None:
         assert list(tmp_path.iterdir()) == []
-        assert engines.opener.device.pool.used_bytes == before
+        assert engines.loader.device.pool.used_bytes == before
         assert "idle" in repr(animator)
 
     yield check

@@ -136,13 +136,13 @@ def test_progress_is_told_and_cancelling_is_heeded_at_every_tick() -> None:
         with pytest.raises(Cancelled):
             list(run_networks(networks, film(9), progress=Progress(stop), conditions_memory="host"))
         networks.close()
-        assert networks.opener.device.pool.used_bytes == 0
+        assert networks.loader.device.pool.used_bytes == 0
 
 
 def measure(frames: int, place: str) -> tuple[int, int, int]:
     """Bytes while denoising, of the device's arrays and of all of Python and numpy, these included; and at any time."""
     networks = FakeNetworks()
-    pool, held = networks.opener.device.pool, [(0, 0)]
+    pool, held = networks.loader.device.pool, [(0, 0)]
 
     def look(stage: str, done: int, total: int) -> None:
         if stage == "denoise":

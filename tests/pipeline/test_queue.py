@@ -127,7 +127,7 @@ def test_whoever_came_first_is_next(animator: Animator, runs: type[FakeRun]) -> 
                 threading.Thread(target=lambda n=number: order.append(int(run(animator, n).frames[0, 0, 0, 0])))
             )
             threads[-1].start()
-            while len(animator._turns._waiting) <= number:
+            while len(animator._queue._waiting) <= number:
                 time.sleep(0.001)
         held.let_go()
     for thread in threads:
@@ -289,7 +289,7 @@ class TestClosing:
 
             waiting = threading.Thread(target=wait_in_vain)
             waiting.start()
-            while not animator._turns._waiting:
+            while not animator._queue._waiting:
                 time.sleep(0.001)
             closing = threading.Thread(target=animator.close)
             closing.start()

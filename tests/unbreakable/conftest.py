@@ -72,7 +72,7 @@ class Workshop:
     @property
     def used_bytes(self) -> int:
         """Device memory in use."""
-        return sum(engines.opener.device.pool.used_bytes for engines in self.animator._engines.values())
+        return sum(engines.loader.device.pool.used_bytes for engines in self.animator._engines.values())
 
     def words(self, given: dict[str, Any]) -> list[str]:
         """The command that asks for the good run, with changes; see `bad_use_cases.Case.make`."""

@@ -212,7 +212,7 @@ def test_an_engine_that_answers_nonsense(
 @pytest.mark.parametrize("stage", ["load", "denoise", "decode"])
 def test_a_device_without_room(shop: Workshop, refused: Callable[..., None], stage: str) -> None:
     [engines] = shop.animator._engines.values()
-    pool = engines.opener.device.pool
+    pool = engines.loader.device.pool
 
     def refuse(size_bytes: int) -> None:
         raise OutOfMemoryError(f"no room for {size_bytes} bytes; close other programs")

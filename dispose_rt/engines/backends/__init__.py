@@ -1,5 +1,5 @@
 """One file per engine kind behind the small `Engine` protocol."""
 
-from .protocol import Engine, Opener
+from .protocol import Engine, EngineLoader
 
-__all__ = ["Engine", "Opener"]
+__all__ = ["Engine", "EngineLoader"]

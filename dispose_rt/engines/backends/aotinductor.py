@@ -23,7 +23,7 @@ from ...errors import DeviceError, DisposeError, EngineError, InputError, OutOfM
 from ..manifest import Manifest
 from ..signature import signature_differences
 from .aotinductor_package import PackageLabel, cpu_features, read_label, this_machine
-from .protocol import Engine, Opener
+from .protocol import Engine, EngineLoader
 from .torch_tensors import view_as_tensor
 from .validation import check_alive
 
@@ -169,7 +169,7 @@ def _check_room(path: Path) -> None:
         )
 
 
-class AotInductorOpener(Opener):
+class AotInductorLoader(EngineLoader):
     """Opens the networks of one engine directory that are AOTInductor packages.
 
     Args:
@@ -221,7 +221,7 @@ class AotInductorOpener(Opener):
         return AotInductorEngine(self, self._manifest, network, package)
 
     def capture(self, body: Callable[[], None]) -> Graph:
-        """See `Opener.capture`. On a GPU, what torch allocates meanwhile belongs to the graph for as long as it lives.
+        """See `EngineLoader.capture`. On a GPU, what torch allocates meanwhile belongs to the graph while that lives.
 
         cuDNN's choices are kept per thread: without a run in the same thread before, it would time its convolutions
         now, which cannot be captured.
@@ -297,12 +297,12 @@ def _choose_device(torch: Any, manifest: Manifest, device: str) -> str:
 
 
 class AotInductorEngine(Engine):
-    """One network as a loaded package; see `AotInductorOpener.open`."""
+    """One network as a loaded package; see `AotInductorLoader.open`."""
 
-    def __init__(self, opener: AotInductorOpener, manifest: Manifest, network: str, package: LoadedPackage) -> None:
+    def __init__(self, loader: AotInductorLoader, manifest: Manifest, network: str, package: LoadedPackage) -> None:
         dtype = manifest.networks[network].compute_dtype
-        super().__init__(network, manifest.sizes, dtype, opener.device, opener.stream)
-        self._torch = opener.torch
+        super().__init__(network, manifest.sizes, dtype, loader.device, loader.stream)
+        self._torch = loader.torch
         self._package: LoadedPackage | None = package
         self._views: dict[str, Tensor] = {}
         self._failures = self._count_failed_allocations()

@@ -10,13 +10,13 @@ from ...device.cpu import submit
 from ...errors import DeviceError, EngineError
 from ..manifest import Manifest
 from ..signature import Signature, signature_differences
-from .protocol import Engine, Opener
+from .protocol import Engine, EngineLoader
 from .validation import check_alive
 
 _DTYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(bfloat16)": "bfloat16"}
 
 
-class OnnxRuntimeOpener(Opener):
+class OnnxRuntimeLoader(EngineLoader):
     """Opens the networks of one engine directory that are ONNX files.
 
     Args:
@@ -61,9 +61,9 @@ class OnnxRuntimeEngine(Engine):
         EngineError: ONNX Runtime refuses the file, or its tensors are not those of the contract.
     """
 
-    def __init__(self, opener: OnnxRuntimeOpener, manifest: Manifest, network: str) -> None:
+    def __init__(self, loader: OnnxRuntimeLoader, manifest: Manifest, network: str) -> None:
         super().__init__(
-            network, manifest.sizes, manifest.networks[network].compute_dtype, opener.device, opener.stream
+            network, manifest.sizes, manifest.networks[network].compute_dtype, loader.device, loader.stream
         )
         path = manifest.engine_path(network)
         again = f"Build the directory again: {manifest.rebuild_command()}"

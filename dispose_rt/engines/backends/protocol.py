@@ -283,7 +283,7 @@ class Engine(ABC):
         """Free all but the tensors."""
 
 
-class Opener(ABC):
+class EngineLoader(ABC):
     """Loads the networks of one engine directory, and holds what they share: a device, a stream, scratch memory.
 
     Attributes:

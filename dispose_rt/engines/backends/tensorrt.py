@@ -14,11 +14,11 @@ from ...errors import DeviceError, EngineError, OutOfMemoryError
 from ...system.sealed_file import read_sealed, write_sealed
 from ..manifest import Manifest
 from ..signature import Signature, signature_differences
-from .protocol import Engine, Opener
-from .tensorrt_flavour import RUNTIME_CACHE_SUFFIX, life_lock, load_flavour, name_dimensions, read_head
+from .protocol import Engine, EngineLoader
+from .tensorrt_flavour import RUNTIME_CACHE_SUFFIX, builder_lock, load_flavour, name_dimensions, read_head
 
 
-class TensorRtOpener(Opener):
+class TensorRtLoader(EngineLoader):
     """What the TensorRT engines of one directory share: GPU, runtime, stream, and one scratch memory for all.
 
     Args:
@@ -58,7 +58,7 @@ class TensorRtOpener(Opener):
         return TensorRtEngine(self, network)
 
     def capture(self, body: Callable[[], None]) -> Graph:
-        """See `Opener.capture`."""
+        """See `EngineLoader.capture`."""
         return _ScratchGraph(self.stream.capture(body), self.scratch)
 
     def close(self) -> None:
@@ -66,7 +66,7 @@ class TensorRtOpener(Opener):
         if self.runtime is not None:
             self.scratch.close()
             self.stream.close()
-            with life_lock():
+            with builder_lock():
                 self.runtime = None
             self.device.close()
 
@@ -171,15 +171,15 @@ class _ScratchGraph(Graph):
 class TensorRtEngine(Engine):
     """One network: an engine, its context, and a place on the GPU for each of its tensors."""
 
-    def __init__(self, opener: TensorRtOpener, network: str) -> None:
-        compute_dtype = opener.manifest.networks[network].compute_dtype
-        super().__init__(network, opener.manifest.sizes, compute_dtype, opener.device, opener.stream)
-        self._opener = opener
+    def __init__(self, loader: TensorRtLoader, network: str) -> None:
+        compute_dtype = loader.manifest.networks[network].compute_dtype
+        super().__init__(network, loader.manifest.sizes, compute_dtype, loader.device, loader.stream)
+        self._loader = loader
         self._context: Any = None
         self._cache: _RuntimeCache | None = None
         self._built_limits = dict(self._limits)
         self._was_limited = False
-        self._engine: Any = _deserialize(opener, network)
+        self._engine: Any = _deserialize(loader, network)
         try:
             self._check_signature()
             self._create_context()
@@ -189,14 +189,14 @@ class TensorRtEngine(Engine):
             raise
 
     def _create_context(self) -> None:
-        opener = self._opener
-        gpu = opener.device.gpu
-        path = opener.manifest.folder / f"{self.name}.{gpu.capability}{RUNTIME_CACHE_SUFFIX}"
-        kept = read_sealed(path) if opener.flavour.has_runtime_cache else None
-        self._context, cache = opener.flavour.create_context(self._engine, kept)
+        loader = self._loader
+        gpu = loader.device.gpu
+        path = loader.manifest.folder / f"{self.name}.{gpu.capability}{RUNTIME_CACHE_SUFFIX}"
+        kept = read_sealed(path) if loader.flavour.has_runtime_cache else None
+        self._context, cache = loader.flavour.create_context(self._engine, kept)
         if self._context is None:
             raise EngineError(
-                f"{opener.flavour.name} cannot prepare {self.name} on the {gpu.name}:\n{opener.log.quote()}"
+                f"{loader.flavour.name} cannot prepare {self.name} on the {gpu.name}:\n{loader.log.quote()}"
             )
         if cache is not None:
             self._cache = _RuntimeCache(path, cache, kept)
@@ -205,7 +205,7 @@ class TensorRtEngine(Engine):
     def allocate(self) -> None:
         """See `Engine.allocate`."""
         super().allocate()
-        scratch = self._opener.scratch
+        scratch = self._loader.scratch
         if not scratch.serves(self._context):
             scratch.attach(self._context, self._scratch_bytes())
 
@@ -214,7 +214,7 @@ class TensorRtEngine(Engine):
         largest = int(self._engine.device_memory_size_v2)
         if not self._was_limited:
             return largest
-        self._opener.device.make_current()
+        self._loader.device.make_current()
         needed = int(self._context.update_device_memory_size_for_shapes())
         self._require(needed > 0 or largest == 0, f"to size its memory for {self._dynamic}")
         return needed
@@ -223,11 +223,11 @@ class TensorRtEngine(Engine):
         self._require(self._context.set_tensor_address(name, array.address), f"to place {name}")
 
     def _resize(self) -> None:
-        self._opener.device.make_current()
+        self._loader.device.make_current()
         self._set_shapes()
         self._was_limited |= self._limits != self._built_limits
         if self._was_limited:  # what it needs, and how it divides that, goes with the shapes from now on
-            self._opener.scratch.detach(self._context)
+            self._loader.scratch.detach(self._context)
 
     def _set_shapes(self) -> None:
         for tensor in self._spec.inputs:
@@ -237,7 +237,7 @@ class TensorRtEngine(Engine):
 
     def _require(self, succeeded: bool, what: str) -> None:
         if not succeeded:
-            raise EngineError(f"{self.name}: TensorRT refuses {what}:\n{self._opener.log.quote()}")
+            raise EngineError(f"{self.name}: TensorRT refuses {what}:\n{self._loader.log.quote()}")
 
     def _check_signature(self) -> None:
         """Compare the engine's tensors with the contract."""
@@ -249,10 +249,10 @@ class TensorRtEngine(Engine):
                 if largest != self.shape(tensor.name):
                     lines.append(f"{tensor.name} is at most {list(largest)}, expected {list(self.shape(tensor.name))}")
         if lines:
-            path = self._opener.manifest.engine_path(self.name)
+            path = self._loader.manifest.engine_path(self.name)
             raise EngineError(
                 f"{path} is not the engine that it should be: engine and contract differ: {'; '.join(lines)}. "
-                + _rebuild(self._opener)
+                + _rebuild(self._loader)
             )
 
     def _signature(self) -> dict[str, Signature]:
@@ -262,29 +262,29 @@ class TensorRtEngine(Engine):
         theirs = {}
         for name in (engine.get_tensor_name(index) for index in range(engine.num_io_tensors)):
             shape = name_dimensions(tuple(engine.get_tensor_shape(name)), ours.get(name, ()), self._spec.dynamic)
-            theirs[name] = (self._opener.flavour.dtype_name(engine.get_tensor_dtype(name)), shape)
+            theirs[name] = (self._loader.flavour.dtype_name(engine.get_tensor_dtype(name)), shape)
         return theirs
 
     def _queue(self, stream: Stream) -> None:
-        self._opener.device.make_current()
+        self._loader.device.make_current()
         if not self._context.execute_async_v3(stream.handle):
-            raise EngineError(f"the network {self.name} failed in TensorRT:\n{self._opener.log.quote()}")
+            raise EngineError(f"the network {self.name} failed in TensorRT:\n{self._loader.log.quote()}")
 
     def capture_problem(self, stream: Stream) -> str | None:
         """See `Engine.capture_problem`."""
         self._check_open()
-        if self._opener.flavour.is_capturable(self._context, stream.handle):
+        if self._loader.flavour.is_capturable(self._context, stream.handle):
             return None
-        return f"{self._opener.flavour.name} says that runs of {self.name} cannot be captured"
+        return f"{self._loader.flavour.name} says that runs of {self.name} cannot be captured"
 
     def _free(self) -> None:
         with contextlib.suppress(DeviceError):  # whoever waits for a run is told that it failed
-            self._opener.device.make_current()
+            self._loader.device.make_current()
             self.stream.synchronize()
         if self._cache is not None:
             self._cache.save()
         if self._context is not None:
-            self._opener.scratch.detach(self._context)
+            self._loader.scratch.detach(self._context)
         self._context = self._cache = self._engine = None  # in this order: each refers to the next
 
 
@@ -304,25 +304,25 @@ class _RuntimeCache:
             self._kept = content
 
 
-def _rebuild(opener: TensorRtOpener) -> str:
-    return f"Build the directory again: {opener.manifest.rebuild_command()}"
+def _rebuild(loader: TensorRtLoader) -> str:
+    return f"Build the directory again: {loader.manifest.rebuild_command()}"
 
 
-def _deserialize(opener: TensorRtOpener, network: str) -> Any:
-    path = opener.manifest.engine_path(network)
-    problem = opener.flavour.plan_problem(*read_head(path))
+def _deserialize(loader: TensorRtLoader, network: str) -> Any:
+    path = loader.manifest.engine_path(network)
+    problem = loader.flavour.plan_problem(*read_head(path))
     if problem:
-        raise EngineError(f"{path} cannot be used: {problem}. {_rebuild(opener)}")
-    opener.log.messages.clear()
+        raise EngineError(f"{path} cannot be used: {problem}. {_rebuild(loader)}")
+    loader.log.messages.clear()
     # mapped, not read: TensorRT copies what it needs, and a plan has up to gigabytes
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as plan:
-        refusal = opener.flavour.refusal(opener.runtime, plan)
-        engine = None if refusal else opener.runtime.deserialize_cuda_engine(plan)
+        refusal = loader.flavour.refusal(loader.runtime, plan)
+        engine = None if refusal else loader.runtime.deserialize_cuda_engine(plan)
     if refusal:
-        raise EngineError(f"{path} cannot be used on the {opener.device.gpu.name}: {refusal}. {_rebuild(opener)}")
+        raise EngineError(f"{path} cannot be used on the {loader.device.gpu.name}: {refusal}. {_rebuild(loader)}")
     if engine is None:
         raise EngineError(
-            f"{opener.flavour.name} {opener.flavour.version} cannot load {path}:\n{opener.log.quote()}\n"
-            + _rebuild(opener)
+            f"{loader.flavour.name} {loader.flavour.version} cannot load {path}:\n{loader.log.quote()}\n"
+            + _rebuild(loader)
         )
     return engine

@@ -37,7 +37,7 @@ _life = threading.RLock()
 
 
 @contextmanager
-def life_lock() -> Iterator[None]:
+def builder_lock() -> Iterator[None]:
     """Hold this while builders and runtimes of TensorRT are made or let go.
 
     TensorRT holds a lock of its own while it makes one and logs, which is Python here, and takes the same lock to
@@ -118,8 +118,8 @@ class Flavour:
     # building
 
     def create_builder(self, log: Any) -> Any:
-        """Return a builder; let go of it within `life_lock`."""
-        with life_lock():
+        """Return a builder; let go of it within `builder_lock`."""
+        with builder_lock():
             return self.trt.Builder(log)
 
     def create_network(self, builder: Any) -> Any:
@@ -162,8 +162,8 @@ class Flavour:
     # running
 
     def create_runtime(self, log: Any) -> Any:
-        """Return a runtime; let go of it within `life_lock`."""
-        with life_lock():
+        """Return a runtime; let go of it within `builder_lock`."""
+        with builder_lock():
             return self.trt.Runtime(log)
 
     def plan_problem(self, head: bytes, size_bytes: int) -> str | None:

@@ -15,7 +15,7 @@ from functools import partial
 
 from ...contract import Sizes
 from ...device import Array, Graph, Stream
-from ...engines.backends import Engine, Opener
+from ...engines.backends import Engine, EngineLoader
 from ...errors import DeviceError, EngineError, PerformanceWarning
 from ...hooks.observer import Observer, is_wanted
 from ...hooks.progress import Progress
@@ -75,15 +75,15 @@ class Denoiser:
     Args:
         controlnet: the "controlnet" engine, or None to run the UNet alone (plain MimicMotion).
         unet: the "unet" engine.
-        opener: what the engines share: their stream, and how their runs are captured.
+        loader: what the engines share: their stream, and how their runs are captured.
     """
 
-    def __init__(self, controlnet: Engine | None, unet: Engine, opener: Opener) -> None:
+    def __init__(self, controlnet: Engine | None, unet: Engine, loader: EngineLoader) -> None:
         self._controlnet = controlnet
         self._unet = unet
         self._engines = [unet] if controlnet is None else [controlnet, unet]
-        self._opener = opener
-        self._stream = opener.stream
+        self._loader = loader
+        self._stream = loader.stream
 
     def allocate(self) -> None:
         """Give all tensors of the networks their places, those that both use one place. `run` does it where it was not.
@@ -159,17 +159,17 @@ class Denoiser:
 
     def _capture(self, step: DenoisingStep) -> Graph | None:
         """Capture a step, or the networks of a tile; None where the backend cannot, which is said once."""
-        opener = self._opener
-        if opener.uncapturable is None:
+        loader = self._loader
+        if loader.uncapturable is None:
             problems = (engine.capture_problem(self._stream) for engine in self._engines)
-            opener.uncapturable = next((problem for problem in problems if problem is not None), None)
-            if opener.uncapturable is None:
+            loader.uncapturable = next((problem for problem in problems if problem is not None), None)
+            if loader.uncapturable is None:
                 try:
-                    return opener.capture(step.queue if _fits_one_graph(step) else step.predict)
+                    return loader.capture(step.queue if _fits_one_graph(step) else step.predict)
                 except (DeviceError, EngineError) as error:
-                    opener.uncapturable = str(error)
+                    loader.uncapturable = str(error)
             warnings.warn(
-                f"denoising steps are not captured into a CUDA graph: {opener.uncapturable}. Every kernel is launched "
+                f"denoising steps are not captured into a CUDA graph: {loader.uncapturable}. Every kernel is launched "
                 "by itself instead, with the same results; small sizes run slower.",
                 PerformanceWarning,
                 stacklevel=2,

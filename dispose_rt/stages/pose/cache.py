@@ -186,7 +186,7 @@ def key_of(digest: str, step: int, manifest: Manifest, device: str) -> str:
 def _own_code() -> str:
     """Digest of the modules that find poses: another version may find others."""
     digest = hashlib.sha256()
-    for path in sorted((Path(__file__).parent / "pose").glob("*.py")):
+    for path in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()
 

@@ -12,7 +12,7 @@ import torch
 
 from dispose_rt.contract import NETWORKS
 from dispose_rt.engines.backends import aotinductor
-from dispose_rt.engines.backends.aotinductor import AotInductorEngine, AotInductorOpener
+from dispose_rt.engines.backends.aotinductor import AotInductorEngine, AotInductorLoader
 from dispose_rt.engines.backends.torch_tensors import view_as_tensor
 from dispose_rt.errors import DeviceError, EngineError, OutOfMemoryError
 from tests.fakes import cuda as fake_cuda
@@ -29,13 +29,13 @@ class Machine:
         monkeypatch.setattr(aotinductor, "import_torch", lambda version="": self.torch)
         manifest = make_manifest(folder, dtype, "aotinductor")
         object.__setattr__(manifest, "targets", ("sm_86",))
-        self.opener = AotInductorOpener(manifest, "auto")
-        self.stream = self.opener.stream
+        self.loader = AotInductorLoader(manifest, "auto")
+        self.stream = self.loader.stream
         self.package = FakePackage(self.torch, SIZES.channels)
-        self.engine = AotInductorEngine(self.opener, manifest, POINTS, self.package)  # type: ignore[arg-type]
+        self.engine = AotInductorEngine(self.loader, manifest, POINTS, self.package)  # type: ignore[arg-type]
 
     def capture(self) -> Any:
-        return self.opener.capture(lambda: self.engine.enqueue(self.stream))
+        return self.loader.capture(lambda: self.engine.enqueue(self.stream))
 
     def read(self) -> dict[str, np.ndarray]:
         return {tensor.name: self.engine.read(tensor.name) for tensor in NETWORKS[POINTS].outputs}
@@ -59,7 +59,7 @@ def test_a_package_runs_on_the_stream_that_is_given(machine: Machine) -> None:
     machine.engine.enqueue(other)
     assert machine.package.streams == [machine.stream.handle] * 4 + [other.handle]
     assert machine.torch.current == 0
-    assert machine.opener.device.name == "cuda:0"
+    assert machine.loader.device.name == "cuda:0"
 
 
 def test_a_queued_run_neither_copies_through_the_host_nor_waits(machine: Machine) -> None:
@@ -116,7 +116,7 @@ def test_a_capture_that_fails_leaves_everything_usable(machine: Machine, kind: s
         machine.package.errors = [lambda: RuntimeError("operation not permitted when stream is capturing")]
     expected: type[Exception] = EngineError if kind == "package" else DeviceError
     with pytest.raises(expected, match=r"not permitted when stream is capturing|cannot be part of a graph"):
-        machine.opener.capture(body)
+        machine.loader.capture(body)
     assert machine.torch.pool is None
     assert not machine.stream.capturing
     machine.package.pools.clear()
@@ -177,7 +177,7 @@ def test_arrays_are_seen_where_they_are(machine: Machine) -> None:
 def test_closing_unloads_and_frees(machine: Machine) -> None:
     machine.engine.run(embeddings(2))
     machine.engine.close()
-    machine.opener.close()
+    machine.loader.close()
     assert machine.package.closed
     assert machine.cuda.blocks == {}
     assert machine.cuda.streams == {}

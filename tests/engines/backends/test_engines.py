@@ -15,7 +15,7 @@ from onnx import TensorProto, helper
 from dispose_rt.contract import NETWORKS
 from dispose_rt.device import CpuDevice
 from dispose_rt.doctor.diagnosis import sample_inputs
-from dispose_rt.engines.backends import Engine, Opener
+from dispose_rt.engines.backends import Engine, EngineLoader
 from dispose_rt.engines.manifest import FileRecord, Manifest, read_manifest
 from dispose_rt.engines.open import Engines
 from dispose_rt.errors import DeviceError, EngineError, InputError
@@ -38,8 +38,8 @@ def manifest(request: pytest.FixtureRequest, golden_checkpoint: Path, kept_folde
 
 
 @pytest.fixture
-def opener(manifest: Manifest) -> Opener:
-    return Engines(manifest, "cpu").opener
+def loader(manifest: Manifest) -> EngineLoader:
+    return Engines(manifest, "cpu").loader
 
 
 def draw(engine: Engine, manifest: Manifest, length: int, seed: int = 0) -> dict[str, np.ndarray]:
@@ -65,8 +65,8 @@ def assert_equal(actual: dict[str, np.ndarray], expected: dict[str, np.ndarray])
 
 
 @pytest.mark.parametrize("network", [POINTS, MOTION])
-def test_queued_runs_of_every_batch_are_runs(opener: Opener, manifest: Manifest, network: str) -> None:
-    engine = opener.open(network)
+def test_queued_runs_of_every_batch_are_runs(loader: EngineLoader, manifest: Manifest, network: str) -> None:
+    engine = loader.open(network)
     [symbol] = NETWORKS[network].dynamic
     most = engine.max_batch(symbol)
     for length in (most, 1, 2, most, 2):
@@ -81,8 +81,8 @@ def test_queued_runs_of_every_batch_are_runs(opener: Opener, manifest: Manifest,
         assert all(values.any() and len(values) == length for values in expected.values())
 
 
-def test_a_smaller_batch_leaves_the_rest_of_the_arrays_alone(opener: Opener, manifest: Manifest) -> None:
-    engine = opener.open(POINTS)
+def test_a_smaller_batch_leaves_the_rest_of_the_arrays_alone(loader: EngineLoader, manifest: Manifest) -> None:
+    engine = loader.open(POINTS)
     engine.run(draw(engine, manifest, 5))
     whole = np.full(engine.tensor("point_features_1").shape, 7, np.float32)
     engine.tensor("point_features_1").upload(whole, engine.stream)
@@ -92,8 +92,8 @@ def test_a_smaller_batch_leaves_the_rest_of_the_arrays_alone(opener: Opener, man
     assert (answered[:3] != 7).all()
 
 
-def test_engines_share_the_arrays_that_are_lent_to_them(opener: Opener, manifest: Manifest) -> None:
-    lender, borrower = opener.open(POINTS), opener.open(POINTS)
+def test_engines_share_the_arrays_that_are_lent_to_them(loader: EngineLoader, manifest: Manifest) -> None:
+    lender, borrower = loader.open(POINTS), loader.open(POINTS)
     inputs = draw(lender, manifest, 4)
     expected = lender.run(inputs)
     borrower.run(draw(borrower, manifest, 4, seed=1))
@@ -106,11 +106,11 @@ def test_engines_share_the_arrays_that_are_lent_to_them(opener: Opener, manifest
     for name in expected:
         lender.tensor(name).clear(lender.stream)
     borrower.set_batch(points=4)
-    borrower.enqueue(opener.stream)  # reads what the other one was given, and writes where it looks
+    borrower.enqueue(loader.stream)  # reads what the other one was given, and writes where it looks
     assert_equal(read_all(lender), expected)
-    used = opener.device.pool.used_bytes
+    used = loader.device.pool.used_bytes
     borrower.close()
-    assert opener.device.pool.used_bytes == used
+    assert loader.device.pool.used_bytes == used
     assert_equal(lender.run(inputs), expected)
 
 
@@ -126,22 +126,22 @@ def test_what_one_engine_answers_another_one_reads(golden_engines: Callable[...,
         decoder.bind(name, encoder.tensor(name))
         encoder.tensor(name).clear(encoder.stream)
     upload(decoder, hints)
-    encoder.enqueue(engines.opener.stream)
-    decoder.enqueue(engines.opener.stream)
+    encoder.enqueue(engines.loader.stream)
+    decoder.enqueue(engines.loader.stream)
     assert_equal(read_all(decoder), expected)
     engines.close()
 
 
-def test_lent_arrays_stay_the_lenders(opener: Opener, manifest: Manifest) -> None:
-    engine, device = opener.open(POINTS), opener.device
+def test_lent_arrays_stay_the_lenders(loader: EngineLoader, manifest: Manifest) -> None:
+    engine, device = loader.open(POINTS), loader.device
     shape = engine.tensor("embeddings").shape
-    lent = [device.zeros(shape, "float32", opener.stream) for _ in range(2)]
+    lent = [device.zeros(shape, "float32", loader.stream) for _ in range(2)]
     inputs = draw(engine, manifest, shape[0])
     expected = engine.run(inputs)
     for array in lent:
         engine.bind("embeddings", array)
-    lent[1].upload(inputs["embeddings"], opener.stream)
-    engine.enqueue(opener.stream)
+    lent[1].upload(inputs["embeddings"], loader.stream)
+    engine.enqueue(loader.stream)
     assert_equal(read_all(engine), expected)
     engine.limit_batch(points=3)
     assert engine.tensor("embeddings").shape == (3, shape[1])
@@ -149,24 +149,24 @@ def test_lent_arrays_stay_the_lenders(opener: Opener, manifest: Manifest) -> Non
     assert [array.address % 256 for array in lent] == [0, 0]  # an address: they were not freed
 
 
-def test_a_lent_array_that_was_freed_is_found(opener: Opener, manifest: Manifest) -> None:
-    engine = opener.open(POINTS)
+def test_a_lent_array_that_was_freed_is_found(loader: EngineLoader, manifest: Manifest) -> None:
+    engine = loader.open(POINTS)
     shape = engine.tensor("embeddings").shape
-    lent = opener.device.zeros(shape, "float32", opener.stream)
+    lent = loader.device.zeros(shape, "float32", loader.stream)
     engine.bind("embeddings", lent)
-    engine.enqueue(opener.stream)
-    graph = opener.capture(lambda: engine.enqueue(opener.stream))
-    graph.launch(opener.stream)
+    engine.enqueue(loader.stream)
+    graph = loader.capture(lambda: engine.enqueue(loader.stream))
+    graph.launch(loader.stream)
     lent.free()
     with pytest.raises(DeviceError, match="was freed"):
-        engine.enqueue(opener.stream)
+        engine.enqueue(loader.stream)
     with pytest.raises(DeviceError, match="was freed"):
-        graph.launch(opener.stream)
+        graph.launch(loader.stream)
     engine.close()  # it frees nothing twice
 
 
-def test_arrays_that_do_not_fit_are_refused(opener: Opener) -> None:
-    engine, device = opener.open(POINTS), opener.device
+def test_arrays_that_do_not_fit_are_refused(loader: EngineLoader) -> None:
+    engine, device = loader.open(POINTS), loader.device
     rows, columns = engine.tensor("embeddings").shape
     flat = device.empty((rows * columns + 1,), "float32")
     cases = [
@@ -181,57 +181,57 @@ def test_arrays_that_do_not_fit_are_refused(opener: Opener) -> None:
         engine.bind("surprise", flat)
 
 
-def test_a_graph_repeats_a_run_with_the_shape_that_was_captured(opener: Opener, manifest: Manifest) -> None:
-    engine = opener.open(MOTION)
+def test_a_graph_repeats_a_run_with_the_shape_that_was_captured(loader: EngineLoader, manifest: Manifest) -> None:
+    engine = loader.open(MOTION)
     inputs = [draw(engine, manifest, 2, seed) for seed in (1, 2)]
     expected = [engine.run(one) for one in inputs]
     for array in (engine.tensor(tensor.name) for tensor in NETWORKS[MOTION].outputs):
-        array.clear(opener.stream)
-    graph = opener.capture(lambda: engine.enqueue(opener.stream))
+        array.clear(loader.stream)
+    graph = loader.capture(lambda: engine.enqueue(loader.stream))
     assert not read_all(engine)["motion_features"].any()  # it was recorded, not done
     engine.set_batch(frames=1)
-    engine.enqueue(opener.stream)
+    engine.enqueue(loader.stream)
     for one, outputs in zip((*inputs, inputs[0]), (*expected, expected[0]), strict=True):
         upload(engine, one)
-        graph.launch(opener.stream)
+        graph.launch(loader.stream)
         engine.set_batch(frames=2)
         assert_equal(read_all(engine), outputs)
     graph.close()
     with pytest.raises(DeviceError, match="closed"):
-        graph.launch(opener.stream)
+        graph.launch(loader.stream)
 
 
-def test_a_graph_of_a_closed_engine_says_so(opener: Opener, manifest: Manifest) -> None:
-    engine = opener.open(POINTS)
+def test_a_graph_of_a_closed_engine_says_so(loader: EngineLoader, manifest: Manifest) -> None:
+    engine = loader.open(POINTS)
     engine.run(draw(engine, manifest, 2))
-    graph = opener.capture(lambda: engine.enqueue(opener.stream))
+    graph = loader.capture(lambda: engine.enqueue(loader.stream))
     engine.close()
     with pytest.raises((EngineError, DeviceError), match=r"point_encoder was closed|was freed"):
-        graph.launch(opener.stream)
+        graph.launch(loader.stream)
 
 
-def test_what_was_not_allocated_before_cannot_be_captured(opener: Opener, manifest: Manifest) -> None:
-    engine = opener.open(POINTS)
+def test_what_was_not_allocated_before_cannot_be_captured(loader: EngineLoader, manifest: Manifest) -> None:
+    engine = loader.open(POINTS)
     with pytest.raises(DeviceError, match="an allocation cannot be part of a graph"):
-        opener.capture(lambda: engine.enqueue(opener.stream))
+        loader.capture(lambda: engine.enqueue(loader.stream))
     engine.allocate()
-    assert engine.capture_problem(opener.stream) is None
-    opener.capture(lambda: engine.enqueue(opener.stream))
+    assert engine.capture_problem(loader.stream) is None
+    loader.capture(lambda: engine.enqueue(loader.stream))
     with pytest.raises(DeviceError, match="cannot be part of a graph"):
-        opener.capture(engine.check_finite)
+        loader.capture(engine.check_finite)
     engine.run(draw(engine, manifest, 2))
 
 
-def test_a_lower_limit_takes_less_memory(opener: Opener, manifest: Manifest) -> None:
-    engine = opener.open(MOTION)
+def test_a_lower_limit_takes_less_memory(loader: EngineLoader, manifest: Manifest) -> None:
+    engine = loader.open(MOTION)
     inputs = draw(engine, manifest, 2)
     expected = engine.run(inputs)
-    before, used = engine.tensor("dense_flow"), opener.device.pool.used_bytes
+    before, used = engine.tensor("dense_flow"), loader.device.pool.used_bytes
     engine.limit_batch(frames=2)
     engine.allocate()
     assert engine.max_batch("frames") == 2
     assert engine.tensor("dense_flow").shape[0] == 2
-    assert opener.device.pool.used_bytes < used
+    assert loader.device.pool.used_bytes < used
     with pytest.raises(DeviceError, match="freed"):
         _ = before.address
     assert_equal(engine.run(inputs), expected)
@@ -241,8 +241,8 @@ def test_a_lower_limit_takes_less_memory(opener: Opener, manifest: Manifest) -> 
     engine.run(draw(engine, manifest, 4))
 
 
-def test_batches_out_of_range_are_refused(opener: Opener) -> None:
-    engine = opener.open(MOTION)
+def test_batches_out_of_range_are_refused(loader: EngineLoader) -> None:
+    engine = loader.open(MOTION)
     for frames in (0, engine.max_batch("frames") + 1):
         with pytest.raises(InputError, match=rf"motion_encoder takes 1\.\..* frames, got {frames}"):
             engine.set_batch(frames=frames)
@@ -250,22 +250,22 @@ def test_batches_out_of_range_are_refused(opener: Opener) -> None:
         engine.set_batch(points=1)
 
 
-def test_non_finite_outputs_are_found_when_asked_for(opener: Opener, manifest: Manifest) -> None:
-    engine = opener.open(POINTS)
+def test_non_finite_outputs_are_found_when_asked_for(loader: EngineLoader, manifest: Manifest) -> None:
+    engine = loader.open(POINTS)
     inputs = draw(engine, manifest, 3)
     engine.run(inputs)
     engine.check_finite()
     inputs["embeddings"][1, 5] = np.nan
     upload(engine, inputs)
-    engine.enqueue(opener.stream)
+    engine.enqueue(loader.stream)
     with pytest.raises(EngineError, match="point_encoder answered non-finite values in float32: point_features_0"):
         engine.check_finite()
 
 
-def test_what_is_closed_says_so(opener: Opener, manifest: Manifest) -> None:
-    engine = opener.open(POINTS)
-    array = opener.device.empty((256, 96), "float32")
-    for closable in (engine, opener):
+def test_what_is_closed_says_so(loader: EngineLoader, manifest: Manifest) -> None:
+    engine = loader.open(POINTS)
+    array = loader.device.empty((256, 96), "float32")
+    for closable in (engine, loader):
         closable.close()
         closable.close()
     uses: list[Callable[[], Any]] = [
@@ -273,7 +273,7 @@ def test_what_is_closed_says_so(opener: Opener, manifest: Manifest) -> None:
         lambda: engine.enqueue(engine.stream),
         lambda: engine.tensor("embeddings"),
         lambda: engine.bind("embeddings", array),
-        lambda: opener.open(POINTS),
+        lambda: loader.open(POINTS),
     ]
     for use in uses:
         with pytest.raises(EngineError, match="closed"):
@@ -306,8 +306,8 @@ def test_onnx_runtime_takes_no_bfloat16(golden_engines: Callable[..., Path], tmp
         Engines(changed)(POINTS)
 
 
-def test_arrays_of_other_devices_are_refused(opener: Opener) -> None:
-    engine = opener.open(POINTS)
+def test_arrays_of_other_devices_are_refused(loader: EngineLoader) -> None:
+    engine = loader.open(POINTS)
     elsewhere = CpuDevice()
     elsewhere.name = "cuda:0"
     with pytest.raises(InputError, match=r"on cpu, got float32 .* on cuda:0"):

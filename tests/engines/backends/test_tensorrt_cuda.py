@@ -11,7 +11,7 @@ import pytest
 
 from dispose_rt.contract import NETWORKS
 from dispose_rt.doctor.diagnosis import sample_inputs as draw_inputs
-from dispose_rt.engines.backends.tensorrt import TensorRtEngine, TensorRtOpener
+from dispose_rt.engines.backends.tensorrt import TensorRtEngine, TensorRtLoader
 from dispose_rt.engines.backends.validation import host_dtype
 from dispose_rt.engines.manifest import Manifest, read_manifest
 from dispose_rt.engines.open import open_engine
@@ -67,14 +67,14 @@ def test_every_network_computes_what_onnx_runtime_does(
 def test_a_second_start_finds_its_kernels(gpu_folders: Callable[[str], tuple[Manifest, Manifest]]) -> None:
     manifest = gpu_folders("fp16")[1]
     for _ in range(2):
-        opener = TensorRtOpener(manifest, "auto")
-        engine = opener.open(POINTS)
+        loader = TensorRtLoader(manifest, "auto")
+        engine = loader.open(POINTS)
         assert isinstance(engine, TensorRtEngine)
         rows = engine.max_batch("points")
         engine.run({"embeddings": np.ones((rows, manifest.sizes.dift), np.float32)})
         engine.close()
-        opener.close()
-        assert read_sealed(manifest.folder / f"{POINTS}.{opener.device.gpu.capability}.runtime_cache")
+        loader.close()
+        assert read_sealed(manifest.folder / f"{POINTS}.{loader.device.gpu.capability}.runtime_cache")
 
 
 def test_a_damaged_plan_does_not_end_the_process(
@@ -83,12 +83,12 @@ def test_a_damaged_plan_does_not_end_the_process(
     manifest = gpu_folders("fp16")[1]
     plan = manifest.engine_path(POINTS).read_bytes()
     damaged = replace(manifest, folder=tmp_path)
-    opener = TensorRtOpener(damaged, "auto")
+    loader = TensorRtLoader(damaged, "auto")
     for length in (0, 1, 31, 32, 63, 64, 1000, len(plan) // 2, len(plan) - 1):
         damaged.engine_path(POINTS).write_bytes(plan[:length])
         with pytest.raises(EngineError, match="Build the directory again"):
-            opener.open(POINTS)
-    opener.close()
+            loader.open(POINTS)
+    loader.close()
 
 
 def scaled_inputs(manifest: Manifest, network: str, factor: float, dynamic: dict[str, int]) -> dict[str, np.ndarray]:
@@ -103,13 +103,13 @@ def test_a_graph_repeats_a_run(
     gpu_folders: Callable[[str], tuple[Manifest, Manifest]], network: str, precision: str
 ) -> None:
     manifest = gpu_folders(precision)[1]
-    opener = TensorRtOpener(manifest, "auto")
-    engine, stream = opener.open(network), opener.stream
+    loader = TensorRtLoader(manifest, "auto")
+    engine, stream = loader.open(network), loader.stream
     dynamic = {symbol: engine.max_batch(symbol) for symbol in NETWORKS[network].dynamic}
     samples = [scaled_inputs(manifest, network, factor, dynamic) for factor in (1, 0.5)]
     expected = [engine.run(inputs) for inputs in samples]
     assert engine.capture_problem(stream) is None
-    graph = opener.capture(lambda: engine.enqueue(stream))
+    graph = loader.capture(lambda: engine.enqueue(stream))
     for turn in (0, 1, 0):
         for name, values in samples[turn].items():
             engine.tensor(name).upload(values, stream)
@@ -118,15 +118,15 @@ def test_a_graph_repeats_a_run(
             np.testing.assert_array_equal(engine.read(name), values)
     graph.close()
     engine.close()
-    opener.close()
+    loader.close()
 
 
 def test_one_graph_holds_two_networks_that_share_arrays(
     gpu_folders: Callable[[str], tuple[Manifest, Manifest]],
 ) -> None:
     manifest = gpu_folders("fp16")[1]
-    opener = TensorRtOpener(manifest, "auto")
-    controlnet, unet, stream = opener.open("controlnet"), opener.open("unet"), opener.stream
+    loader = TensorRtLoader(manifest, "auto")
+    controlnet, unet, stream = loader.open("controlnet"), loader.open("unet"), loader.stream
     inputs = {name: scaled_inputs(manifest, name, 1, {}) for name in ("controlnet", "unet")}
     residuals = controlnet.run(inputs["controlnet"])
     expected = unet.run(inputs["unet"] | residuals)["noise_pred"]
@@ -139,7 +139,7 @@ def test_one_graph_holds_two_networks_that_share_arrays(
 
     run_both()
     np.testing.assert_array_equal(unet.read("noise_pred"), expected)
-    graph = opener.capture(run_both)
+    graph = loader.capture(run_both)
     for name in residuals:
         controlnet.tensor(name).clear(stream)
     unet.tensor("noise_pred").clear(stream)
@@ -148,7 +148,7 @@ def test_one_graph_holds_two_networks_that_share_arrays(
     graph.close()
     unet.close()
     controlnet.close()
-    opener.close()
+    loader.close()
 
 
 def test_a_limited_decoder_takes_less_memory_and_computes_the_same(
@@ -160,12 +160,12 @@ def test_a_limited_decoder_takes_less_memory_and_computes_the_same(
     latents = scaled_inputs(manifest, DECODER, 1, {"chunk": 1})
     results, sizes = [], []
     for limits in ({}, {"chunk": 1}):
-        opener = TensorRtOpener(manifest, "auto")
-        engine = opener.open(DECODER)
+        loader = TensorRtLoader(manifest, "auto")
+        engine = loader.open(DECODER)
         engine.limit_batch(**limits)
         results.append(engine.run(latents)["frames"])
-        sizes.append(opener.device.pool.used_bytes)
+        sizes.append(loader.device.pool.used_bytes)
         engine.close()
-        opener.close()
+        loader.close()
     assert sizes[1] < sizes[0]
     assert relative_error(results[1], results[0]) <= 1e-6

@@ -42,7 +42,7 @@ def read_points(engine: Engine) -> dict[str, np.ndarray]:
 
 def test_an_engine_computes_from_its_inputs_to_its_outputs(machine: Machine) -> None:
     machine.build(POINTS, repeat_channels)
-    engine = machine.opener().open(POINTS)
+    engine = machine.loader().open(POINTS)
     assert isinstance(engine, Engine)
     for rows in (6, 2, 1, 6):
         inputs = embeddings(rows)
@@ -52,7 +52,7 @@ def test_an_engine_computes_from_its_inputs_to_its_outputs(machine: Machine) -> 
 
 def test_tensors_are_placed_once_and_shapes_set_when_they_change(machine: Machine) -> None:
     built = machine.build(POINTS, repeat_channels)
-    engine = machine.opener().open(POINTS)
+    engine = machine.loader().open(POINTS)
     for rows in (6, 3, 3, 5):
         engine.run(embeddings(rows))
     calls = built.contexts[0].calls
@@ -63,7 +63,7 @@ def test_tensors_are_placed_once_and_shapes_set_when_they_change(machine: Machin
 
 def test_nothing_is_allocated_before_it_is_needed(machine: Machine) -> None:
     machine.build(POINTS, repeat_channels)
-    engine = machine.opener().open(POINTS)
+    engine = machine.loader().open(POINTS)
     assert machine.cuda.used_bytes == 0
     engine.allocate()
     used = machine.cuda.used_bytes
@@ -74,7 +74,7 @@ def test_nothing_is_allocated_before_it_is_needed(machine: Machine) -> None:
 
 def test_a_queued_run_neither_copies_nor_allocates_nor_waits(machine: Machine) -> None:
     built = machine.build(POINTS, repeat_channels)
-    engine = machine.opener().open(POINTS)
+    engine = machine.loader().open(POINTS)
     engine.run(embeddings(4))
     machine.cuda.calls.clear()
     built.contexts[0].calls.clear()
@@ -86,7 +86,7 @@ def test_a_queued_run_neither_copies_nor_allocates_nor_waits(machine: Machine) -
 
 def test_a_run_uses_the_shapes_and_places_that_it_was_queued_with(machine: Machine) -> None:
     machine.build(POINTS, repeat_channels)
-    engine = machine.opener().open(POINTS)
+    engine = machine.loader().open(POINTS)
     stream, values = engine.stream, embeddings(6)["embeddings"]
     elsewhere = engine.device.zeros((6, 32), "float32", stream)
     engine.tensor("embeddings").upload(values, stream)
@@ -109,7 +109,7 @@ def test_bfloat16_tensors_are_float32_on_the_host(machine: Machine) -> None:
 
     seen: list[np.ndarray] = []
     machine.build("unet", pass_residuals, "bfloat16")
-    engine = machine.opener("bfloat16").open("unet")
+    engine = machine.loader("bfloat16").open("unet")
     random = np.random.default_rng(0)
     inputs = {
         tensor.name: random.standard_normal(SIZES.resolve(tensor.shape), np.float32)  # type: ignore[arg-type]
@@ -130,7 +130,7 @@ def test_non_finite_bfloat16_outputs_are_refused(machine: Machine) -> None:
 
     machine.build(POINTS, overflow, "bfloat16")
     with pytest.raises(EngineError, match=r"non-finite values in bfloat16: point_features_2: 64 of 64"):
-        machine.opener("bfloat16").open(POINTS).run(embeddings(2))
+        machine.loader("bfloat16").open(POINTS).run(embeddings(2))
 
 
 def test_one_engine_reads_what_another_wrote(machine: Machine) -> None:
@@ -144,15 +144,15 @@ def test_one_engine_reads_what_another_wrote(machine: Machine) -> None:
 
     machine.build("controlnet", write_residuals)
     machine.build("unet", read_residuals)
-    opener = machine.opener()
-    controlnet, unet = opener.open("controlnet"), opener.open("unet")
+    loader = machine.loader()
+    controlnet, unet = loader.open("controlnet"), loader.open("unet")
     for name in ("timestep", *(tensor.name for tensor in NETWORKS["controlnet"].outputs)):
         unet.bind(name, controlnet.tensor(name))
     for value in (0.5, -3.0):
-        unet.tensor("timestep").upload(np.array([value], np.float32), opener.stream)
+        unet.tensor("timestep").upload(np.array([value], np.float32), loader.stream)
         machine.cuda.calls.clear()
-        controlnet.enqueue(opener.stream)
-        unet.enqueue(opener.stream)
+        controlnet.enqueue(loader.stream)
+        unet.enqueue(loader.stream)
         assert "cudaMemcpyAsync" not in machine.cuda.calls
         assert (unet.read("noise_pred") == value).all()
     unet.close()
@@ -161,7 +161,7 @@ def test_one_engine_reads_what_another_wrote(machine: Machine) -> None:
 
 def test_a_lent_array_that_was_freed_is_found_before_it_is_used(machine: Machine) -> None:
     built = machine.build(POINTS, repeat_channels)
-    engine = machine.opener().open(POINTS)
+    engine = machine.loader().open(POINTS)
     lent = engine.device.zeros((6, 32), "float32", engine.stream)
     engine.bind("embeddings", lent)
     engine.enqueue(engine.stream)
@@ -174,8 +174,8 @@ def test_a_lent_array_that_was_freed_is_found_before_it_is_used(machine: Machine
 def test_engines_share_one_scratch_memory_that_grows(machine: Machine) -> None:
     small, large = machine.build(POINTS, repeat_channels), machine.build(MOTION, add_flows)
     small.device_memory_size_v2, large.device_memory_size_v2 = 1 << 10, 1 << 20
-    opener = machine.opener()
-    points, motion = opener.open(POINTS), opener.open(MOTION)
+    loader = machine.loader()
+    points, motion = loader.open(POINTS), loader.open(MOTION)
     points.allocate()
     assert small.contexts[0].memory[1] == 1 << 10
     motion.allocate()
@@ -187,33 +187,33 @@ def test_engines_share_one_scratch_memory_that_grows(machine: Machine) -> None:
         assert (motion.run({"dense_flow": flow, "trajectory_flow": 3 * flow})["motion_features"] == 2).all()
     points.close()
     motion.close()
-    opener.close()
-    opener.close()
+    loader.close()
+    loader.close()
     assert machine.cuda.blocks == {}
     assert machine.cuda.streams == {}
     with pytest.raises(EngineError, match="its directory was closed"):
-        opener.open(POINTS)
+        loader.open(POINTS)
 
 
 def test_an_engine_that_does_not_fit_leaves_the_others_working(machine: Machine) -> None:
     machine.build(POINTS, repeat_channels)
     machine.build(MOTION, add_flows).device_memory_size_v2 = 1 << 30
-    opener = machine.opener()
-    points, motion = opener.open(POINTS), opener.open(MOTION)
+    loader = machine.loader()
+    points, motion = loader.open(POINTS), loader.open(MOTION)
     points.run(embeddings(2))
-    used = opener.device.pool.used_bytes
+    used = loader.device.pool.used_bytes
     with pytest.raises(OutOfMemoryError, match="out of memory: 1,074 MB wanted"):
         motion.allocate()
     motion.close()
-    assert opener.device.pool.used_bytes == used
+    assert loader.device.pool.used_bytes == used
     check_points(points, embeddings(2), points.run(embeddings(2)))
 
 
 def test_engines_attach_again_where_not_even_the_old_memory_is_left(machine: Machine) -> None:
     machine.build(POINTS, repeat_channels).device_memory_size_v2 = 1 << 20
     machine.build(MOTION, add_flows).device_memory_size_v2 = 1 << 30
-    opener = machine.opener()
-    points, motion = opener.open(POINTS), opener.open(MOTION)
+    loader = machine.loader()
+    points, motion = loader.open(POINTS), loader.open(MOTION)
     points.allocate()
     for tensor in (*NETWORKS[MOTION].inputs, *NETWORKS[MOTION].outputs):
         motion.tensor(tensor.name)
@@ -232,8 +232,8 @@ def test_engines_attach_again_where_not_even_the_old_memory_is_left(machine: Mac
 def test_a_smaller_limit_takes_less_memory(machine: Machine) -> None:
     built = machine.build(DECODER, enlarge, "float32")
     built.device_memory_size_v2 = 3 << 20
-    opener = machine.opener("float32")
-    decoder = opener.open(DECODER)
+    loader = machine.loader("float32")
+    decoder = loader.open(DECODER)
     machine.cuda.memory_bytes = (3 << 20) + 50_000  # enough for scratch memory, not for the frames
     with pytest.raises(OutOfMemoryError):
         decoder.allocate()
@@ -252,7 +252,7 @@ def test_a_smaller_limit_takes_less_memory(machine: Machine) -> None:
 
 def test_a_limit_can_be_raised_again(machine: Machine) -> None:
     built = machine.build(DECODER, enlarge, "float32")
-    decoder = machine.opener("float32").open(DECODER)
+    decoder = machine.loader("float32").open(DECODER)
     decoder.limit_batch(chunk=1)
     decoder.run({"latents": np.ones((1, 4, 8, 8), np.float32)})
     decoder.limit_batch(chunk=3)
@@ -263,7 +263,7 @@ def test_a_limit_can_be_raised_again(machine: Machine) -> None:
 @pytest.mark.parametrize(("limits", "words"), [({"chunk": 0}, r"1\.\.3 chunk, got 0"), ({"chunk": 4}, "got 4")])
 def test_limits_outside_of_the_build_are_refused(machine: Machine, limits: dict[str, int], words: str) -> None:
     machine.build(DECODER, enlarge, "float32")
-    decoder = machine.opener("float32").open(DECODER)
+    decoder = machine.loader("float32").open(DECODER)
     with pytest.raises(InputError, match=words):
         decoder.limit_batch(**limits)
     with pytest.raises(InputError, match="no dynamic dimension"):
@@ -275,10 +275,10 @@ def test_limits_outside_of_the_build_are_refused(machine: Machine, limits: dict[
 
 def test_a_graph_repeats_a_run_on_what_its_arrays_hold_by_then(machine: Machine) -> None:
     machine.build(POINTS, repeat_channels)
-    opener = machine.opener()
-    engine, stream = opener.open(POINTS), opener.stream
+    loader = machine.loader()
+    engine, stream = loader.open(POINTS), loader.stream
     engine.run(embeddings(5))
-    graph = opener.capture(lambda: engine.enqueue(stream))
+    graph = loader.capture(lambda: engine.enqueue(stream))
     assert not stream.capturing
     engine.set_batch(points=2)
     for seed in (5, 4):
@@ -294,24 +294,24 @@ def test_a_graph_repeats_a_run_on_what_its_arrays_hold_by_then(machine: Machine)
 
 def test_what_was_not_allocated_before_cannot_be_captured(machine: Machine) -> None:
     machine.build(POINTS, repeat_channels)
-    opener = machine.opener()
-    engine = opener.open(POINTS)
+    loader = machine.loader()
+    engine = loader.open(POINTS)
     with pytest.raises(DeviceError, match="an allocation cannot be part of a graph"):
-        opener.capture(lambda: engine.enqueue(opener.stream))
+        loader.capture(lambda: engine.enqueue(loader.stream))
     check_points(engine, embeddings(3), engine.run(embeddings(3)))  # the stream can be used again
 
 
 def test_scratch_memory_does_not_grow_while_a_graph_is_captured(machine: Machine) -> None:
     small, large = machine.build(POINTS, repeat_channels), machine.build(MOTION, add_flows)
     large.device_memory_size_v2 = 1 << 20
-    opener = machine.opener()
-    points, motion = opener.open(POINTS), opener.open(MOTION)
+    loader = machine.loader()
+    points, motion = loader.open(POINTS), loader.open(MOTION)
     points.run(embeddings(3))
     for tensor in (*NETWORKS[MOTION].inputs, *NETWORKS[MOTION].outputs):
         motion.tensor(tensor.name)
     memory = small.contexts[0].memory
     with pytest.raises(DeviceError, match="an allocation cannot be part of a graph"):
-        opener.capture(lambda: motion.enqueue(opener.stream))
+        loader.capture(lambda: motion.enqueue(loader.stream))
     assert small.contexts[0].memory == memory
     check_points(points, embeddings(3), points.run(embeddings(3)))
 
@@ -319,35 +319,35 @@ def test_scratch_memory_does_not_grow_while_a_graph_is_captured(machine: Machine
 def test_a_graph_is_refused_once_the_scratch_memory_has_moved(machine: Machine) -> None:
     machine.build(POINTS, repeat_channels)
     machine.build(MOTION, add_flows).device_memory_size_v2 = 1 << 20
-    opener = machine.opener()
-    points, motion = opener.open(POINTS), opener.open(MOTION)
+    loader = machine.loader()
+    points, motion = loader.open(POINTS), loader.open(MOTION)
     points.run(embeddings(3))
-    graph = opener.capture(lambda: points.enqueue(opener.stream))
-    graph.launch(opener.stream)
+    graph = loader.capture(lambda: points.enqueue(loader.stream))
+    graph.launch(loader.stream)
     motion.allocate()
     with pytest.raises(DeviceError, match=r"given up since.*capture it again"):
-        graph.launch(opener.stream)
+        graph.launch(loader.stream)
     graph.close()
-    again = opener.capture(lambda: points.enqueue(opener.stream))
-    again.launch(opener.stream)
+    again = loader.capture(lambda: points.enqueue(loader.stream))
+    again.launch(loader.stream)
     check_points(points, embeddings(3), read_points(points))
 
 
 def test_a_refusal_on_being_captured_is_an_error_that_leaves_the_stream_usable(machine: Machine) -> None:
     built = machine.build(POINTS, repeat_channels)
-    opener = machine.opener()
-    engine = opener.open(POINTS)
+    loader = machine.loader()
+    engine = loader.open(POINTS)
     engine.run(embeddings(3))
     built.contexts[0].fails = True
     with pytest.raises(EngineError, match="the kernel is unhappy"):
-        opener.capture(lambda: engine.enqueue(opener.stream))
+        loader.capture(lambda: engine.enqueue(loader.stream))
     built.contexts[0].fails = False
     check_points(engine, embeddings(3), engine.run(embeddings(3)))
 
 
 def test_what_tensorrt_says_it_cannot_capture_is_passed_on(machine: Machine) -> None:
     built = machine.build(POINTS, repeat_channels)
-    engine = machine.opener().open(POINTS)
+    engine = machine.loader().open(POINTS)
     engine.run(embeddings(3))
     built.uncapturable = True
     assert engine.capture_problem(engine.stream) == "tensorrt_rtx says that runs of point_encoder cannot be captured"
@@ -358,7 +358,7 @@ def test_what_tensorrt_says_it_cannot_capture_is_passed_on(machine: Machine) -> 
 
 def test_a_failing_run_quotes_the_log(machine: Machine) -> None:
     built = machine.build(POINTS, repeat_channels)
-    engine = machine.opener().open(POINTS)
+    engine = machine.loader().open(POINTS)
     built.contexts[0].fails = True
     with pytest.raises(EngineError, match="point_encoder failed in TensorRT:\n  the kernel is unhappy"):
         engine.run(embeddings(1))
@@ -369,23 +369,23 @@ def test_a_lost_gpu_is_reported_and_everything_closes(machine: Machine) -> None:
         raise KeyError("an address that is none")
 
     machine.build(POINTS, fault)
-    opener = machine.opener()
-    engine = opener.open(POINTS)
+    loader = machine.loader()
+    engine = loader.open(POINTS)
     with pytest.raises(DeviceLostError, match="cudaErrorIllegalAddress"):
         engine.run(embeddings(1))
     engine.close()
-    opener.close()
+    loader.close()
 
 
 def test_non_finite_outputs_are_refused(machine: Machine) -> None:
     machine.build(POINTS, lambda run: None)  # what was allocated holds NaN
     with pytest.raises(EngineError, match="point_encoder answered non-finite values in float16.*bf16"):
-        machine.opener().open(POINTS).run(embeddings(1))
+        machine.loader().open(POINTS).run(embeddings(1))
 
 
 def test_other_tensors_are_refused(machine: Machine) -> None:
     machine.build(POINTS, repeat_channels)
-    engine = machine.opener().open(POINTS)
+    engine = machine.loader().open(POINTS)
     with pytest.raises(InputError, match="cannot take these tensors"):
         engine.run(embeddings(7))
     with pytest.raises(InputError, match="no dynamic dimension"):
@@ -394,7 +394,7 @@ def test_other_tensors_are_refused(machine: Machine) -> None:
 
 def test_a_closed_engine_says_so(machine: Machine) -> None:
     machine.build(POINTS, repeat_channels)
-    engine = machine.opener().open(POINTS)
+    engine = machine.loader().open(POINTS)
     array = engine.device.empty((6, 32), "float32")
     engine.close()
     engine.close()

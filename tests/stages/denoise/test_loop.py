@@ -23,7 +23,7 @@ from dispose_rt.stages.denoise.scheduler import karras_schedule
 from dispose_rt.stages.denoise.step import ClipInputs, sum_weights
 from dispose_rt.stages.denoise.tiles import Tile, plan_tiles
 from dispose_rt.types import PointTables
-from tests.fakes.engine import FakeEngine, FakeOpener
+from tests.fakes.engine import FakeEngine, FakeLoader
 from tests.kernels.references import guided_euler_step, scatter_point_features
 
 SIZES = Sizes(64, 128, tile=4, channels=(4, 8, 12, 16), embed=5, dift=6)
@@ -148,19 +148,19 @@ def denoise_plainly(clip: Clip, tiles: tuple[Tile, ...], guidance: float) -> lis
 class Setup:
     """Engines, and a run of the denoiser on them."""
 
-    def __init__(self, controls: bool = True, opener: FakeOpener | None = None) -> None:
-        self.opener = opener or FakeOpener()
-        stream = self.opener.stream
+    def __init__(self, controls: bool = True, loader: FakeLoader | None = None) -> None:
+        self.loader = loader or FakeLoader()
+        stream = self.loader.stream
         self.controlnet = FakeEngine("controlnet", SIZES, controlnet, stream=stream) if controls else None
         self.unet = FakeEngine("unet", SIZES, unet, stream=stream)
-        self.denoiser = Denoiser(self.controlnet, self.unet, self.opener)
+        self.denoiser = Denoiser(self.controlnet, self.unet, self.loader)
         self.ticks: list[tuple[int, int]] = []
         self.seen: list[StepTrace] = []
 
     def run(
         self, clip: Clip, place: str = "device", observe: bool = False, overlap: int = 2, **changes: Any
     ) -> np.ndarray:
-        stream = self.opener.stream
+        stream = self.loader.stream
         inputs = clip.inputs(stream, place)
         progress = Progress(lambda stage, done, total: self.ticks.append((done, total)), changes.pop("cancel", None))
         try:
@@ -208,7 +208,7 @@ def test_graph_fallback_and_every_place_give_the_same_bits(
     whole = Setup().run(clip)
     np.testing.assert_array_equal(Setup().run(clip, place), whole)
     refused = Setup()
-    refused.opener.uncapturable = "the backend says no"
+    refused.loader.uncapturable = "the backend says no"
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # it was said before
         np.testing.assert_array_equal(refused.run(clip, place), whole)
@@ -216,7 +216,7 @@ def test_graph_fallback_and_every_place_give_the_same_bits(
     np.testing.assert_array_equal(Setup().run(clip, place), whole)
 
 
-class CountingOpener(FakeOpener):
+class CountingLoader(FakeLoader):
     """Counts graphs and launches, and what the host waits for in between."""
 
     def __init__(self) -> None:
@@ -227,27 +227,27 @@ class CountingOpener(FakeOpener):
     def capture(self, body: Callable[[], None]) -> Graph:
         self.captures += 1
         self.open_graphs += 1
-        graph, opener = super().capture(body), self
+        graph, loader = super().capture(body), self
 
         class Counted(Graph):
             def launch(self, stream: Stream) -> None:
-                opener.launches += 1
+                loader.launches += 1
                 graph.launch(stream)
 
             def close(self) -> None:
-                opener.open_graphs -= 1
+                loader.open_graphs -= 1
                 graph.close()
 
         return Counted()
 
 
 def test_a_step_is_one_graph_captured_once_and_launched_for_all_that_follow() -> None:
-    opener = CountingOpener()
-    setup = Setup(opener=opener)
+    loader = CountingLoader()
+    setup = Setup(loader=loader)
     setup.run(Clip(7))
     tiles = len(plan_tiles(7, SIZES.tile, 2))
     assert tiles > 1
-    assert (opener.captures, opener.launches, opener.open_graphs) == (1, STEPS - 1, 0)
+    assert (loader.captures, loader.launches, loader.open_graphs) == (1, STEPS - 1, 0)
     assert setup.ticks[-1] == (STEPS * tiles, STEPS * tiles)
     assert [done for done, _ in setup.ticks] == sorted({done for done, _ in setup.ticks})
 
@@ -256,28 +256,28 @@ def test_many_tiles_and_streamed_conditions_launch_the_networks_as_a_graph(monke
     tiles = len(plan_tiles(7, SIZES.tile, 2))
     for place in ("device", "host", "recompute"):
         monkeypatch.setattr(denoise, "TILES_PER_GRAPH", 1 if place == "device" else 16)
-        opener = CountingOpener()
-        Setup(opener=opener).run(Clip(7), place)
-        assert (opener.captures, opener.launches, opener.open_graphs) == (1, (STEPS - 1) * tiles, 0)
+        loader = CountingLoader()
+        Setup(loader=loader).run(Clip(7), place)
+        assert (loader.captures, loader.launches, loader.open_graphs) == (1, (STEPS - 1) * tiles, 0)
 
 
 def test_one_step_needs_no_graph() -> None:
-    opener = CountingOpener()
-    Setup(opener=opener).run(Clip(3), schedule=karras_schedule(1, SchedulerConstants()))
-    assert opener.captures == 0
+    loader = CountingLoader()
+    Setup(loader=loader).run(Clip(3), schedule=karras_schedule(1, SchedulerConstants()))
+    assert loader.captures == 0
 
 
 def test_the_host_waits_for_no_stream_inside_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
-    opener = FakeOpener()
-    setup = Setup(opener=opener)
+    loader = FakeLoader()
+    setup = Setup(loader=loader)
     waits: list[int] = []
-    monkeypatch.setattr(type(opener.stream), "_synchronize", lambda stream: waits.append(len(setup.ticks)))
+    monkeypatch.setattr(type(loader.stream), "_synchronize", lambda stream: waits.append(len(setup.ticks)))
     setup.run(Clip(7))
     assert set(waits) <= {0, len(setup.ticks)}  # before the first step and after the last
 
 
 def test_what_cannot_be_captured_is_said_once_and_runs_all_the_same() -> None:
-    class Refusing(FakeOpener):
+    class Refusing(FakeLoader):
         def capture(self, body: Callable[[], None]) -> Graph:
             body_ran.append(True)
             raise DeviceError("cudaStreamEndCapture failed")
@@ -285,7 +285,7 @@ def test_what_cannot_be_captured_is_said_once_and_runs_all_the_same() -> None:
     body_ran: list[bool] = []
     clip = Clip(5)
     expected = Setup().run(clip)
-    setup = Setup(opener=Refusing())
+    setup = Setup(loader=Refusing())
     with pytest.warns(PerformanceWarning, match="cudaStreamEndCapture failed"):
         np.testing.assert_array_equal(setup.run(clip), expected)
     with warnings.catch_warnings():
@@ -295,12 +295,12 @@ def test_what_cannot_be_captured_is_said_once_and_runs_all_the_same() -> None:
 
 
 def test_an_engine_that_says_it_cannot_be_captured_is_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
-    opener = CountingOpener()
-    setup = Setup(opener=opener)
+    loader = CountingLoader()
+    setup = Setup(loader=loader)
     monkeypatch.setattr(setup.unet, "capture_problem", lambda stream: "it allocates")
     with pytest.warns(PerformanceWarning, match="it allocates"):
         setup.run(Clip(5))
-    assert opener.captures == 0
+    assert loader.captures == 0
 
 
 def test_the_engines_share_what_both_read_and_the_residuals() -> None:
@@ -316,7 +316,7 @@ def test_the_engines_share_what_both_read_and_the_residuals() -> None:
 def test_runs_with_and_without_controls_take_turns_on_the_same_engines() -> None:
     with_controls, without = Clip(5), Clip(5, controls=())
     setup = Setup()
-    alone = Denoiser(None, setup.unet, setup.opener)
+    alone = Denoiser(None, setup.unet, setup.loader)
     first = setup.run(with_controls)
     both, setup.denoiser = setup.denoiser, alone
     np.testing.assert_array_equal(setup.run(without), Setup(controls=False).run(without))
@@ -357,9 +357,9 @@ def test_conditions_that_are_not_finite_name_the_network_that_made_them(name: st
 
 
 def test_cancelling_ends_the_run_and_frees_everything() -> None:
-    setup = Setup(opener=CountingOpener())
+    setup = Setup(loader=CountingLoader())
     setup.run(Clip(5))
-    before = setup.opener.device.pool.used_bytes
+    before = setup.loader.device.pool.used_bytes
     cancel, done = threading.Event(), []
     compute = setup.unet.compute
 
@@ -373,8 +373,8 @@ def test_cancelling_ends_the_run_and_frees_everything() -> None:
     with pytest.raises(Cancelled, match="denoise"):
         setup.run(Clip(5), cancel=cancel)
     assert len(done) < STEPS * len(plan_tiles(5, SIZES.tile, 2))
-    assert setup.opener.device.pool.used_bytes == before
-    assert setup.opener.open_graphs == 0
+    assert setup.loader.device.pool.used_bytes == before
+    assert setup.loader.open_graphs == 0
 
 
 def test_tiles_must_cover_every_frame_once() -> None:
@@ -415,6 +415,6 @@ def test_an_observer_that_wants_other_things_makes_nobody_wait() -> None:
             raise AssertionError(name)
 
     setup, clip = Setup(), Clip(5)
-    inputs = clip.inputs(setup.opener.stream)
+    inputs = clip.inputs(setup.loader.stream)
     tiles = plan_tiles(5, SIZES.tile, 2)
     setup.denoiser.run(clip.start, inputs, SCHEDULE, tiles, GUIDANCE, Progress(False), Picky()).free()
