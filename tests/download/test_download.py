@@ -483,15 +483,14 @@ def test_the_command(
         code = main(["download", "--output", str(folder), *arguments])
         return code, *capsys.readouterr()
 
-    monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
-    monkeypatch.setenv("HF_TOKEN", TOKEN)
-    code, plan, _ = run("--dry-run")
-    assert code == 0
+    monkeypatch.setattr("dispose_rt.cli.download._open_hub", lambda token: Hub(token or TOKEN, hub.endpoint))
+    code, plan, errors = run("--dry-run")
+    assert (code, errors) == (0, "")
     for words in (SVD, "a-licence-with-terms, gated", "commercial use", "60.0 KB to fetch of 60.0 KB", "of room"):
         assert words in plan
     assert not folder.exists()
     # a process of its own finds the hub and the token in its environment
-    environment = {**os.environ, "HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path / "home")}
+    environment = {**os.environ, "HF_ENDPOINT": hub.endpoint, "HF_TOKEN": TOKEN, "HF_HOME": str(tmp_path / "home")}
     command = [sys.executable, "-c", "from dispose_rt.cli import main; raise SystemExit(main())", "download"]
     done = subprocess.run(
         [*command, "--output", str(folder), "--json"], env=environment, capture_output=True, text=True, check=False
