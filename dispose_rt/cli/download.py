@@ -7,7 +7,6 @@ import sys
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from ..download.files import REPOSITORIES
@@ -31,9 +30,10 @@ examples:
   dispose-rt download --output weights --only dispose --revision COMMIT
   dispose-rt download --output weights --check
 
-A gated repository wants its licence accepted on its page, and a token that proves it. After an interruption the same
-command goes on where it stopped. Files appear under their names when they are complete and have the hub's hashes;
-download.json in the folder records where they came from. HF_ENDPOINT, HF_HUB_OFFLINE and proxies are honoured.
+A gated repository requires that you accept its licence on its page, and a token that proves it. After an interruption
+the same command keeps the files that are complete and fetches the rest. Files appear under their names once they are
+complete and have the hub's hashes; download.json in the folder records where they came from. The variables of the
+package huggingface_hub are honoured (HF_ENDPOINT, HF_HUB_OFFLINE), and proxies.
 
 --json prints {{"folder", "repositories", "total_bytes", "fetched_bytes", "free_bytes", "files"}}, with --dry-run
 "needed_bytes" in place of "fetched_bytes" and "files", and with --check {{"folder", "intact", "problems"}}.
@@ -73,7 +73,7 @@ def run(options: argparse.Namespace, console: Console, stop: StopSignals) -> int
         plan = make_plan(options.output, only=options.only, revisions=revisions, hub=hub, progress=bar)
     if not options.json and not options.quiet:
         console.print_lines(_describe(plan))
-        sys.stdout.flush()  # it is to be read while files arrive
+        sys.stdout.flush()  # to be read while files arrive
     if options.dry_run:
         if options.json:
             console.print_document(_to_json(plan) | {"needed_bytes": plan.needed_bytes})
@@ -94,7 +94,7 @@ def _fetch(plan: Plan, hub: Any, options: argparse.Namespace, console: Console) 
         with _Bar(options.quiet) as bar:
             record = download(plan, hub=hub, progress=bar)
     except KeyboardInterrupt:
-        console.note("what has arrived is kept; the same command goes on where it stopped")
+        console.note("files that are complete are kept; the same command fetches the rest")
         raise
     if options.json:
         files = {file.local: asdict(record[file.local]) for file in plan.files}
@@ -160,7 +160,6 @@ def _describe(plan: Plan) -> Iterator[str]:
         for file in one.files:
             state = {
                 "complete": "is there",
-                "partial": f"{format_bytes(file.partial_bytes)} are there",
                 "missing": "to fetch",
                 "different": "to fetch; another file of that name is replaced",
             }[file.state]
@@ -187,48 +186,29 @@ def _to_json(plan: Plan) -> dict[str, Any]:
 
 
 class _Bar:
-    """A bar of bytes with the time left, on terminals alone."""
+    """A bar of bytes with the time left, drawn on terminals alone."""
 
     def __init__(self, quiet: bool) -> None:
         self._live = not quiet and sys.stderr is not None and sys.stderr.isatty()
         self._bar: Any = None
-        self._stage = ""
 
     def __call__(self, stage: str, file: str, done_bytes: int, total_bytes: int) -> None:
-        """Show how much of a stage is done, and with which file it is."""
+        """Show how much of a stage is done, and which file it is at."""
         if not self._live:
             return
-        if self._bar is None or self._stage != stage or done_bytes < self._bar.n:
-            self._open(stage, done_bytes, total_bytes)
+        if self._bar is None or self._bar.desc != f"{stage}: " or done_bytes < self._bar.n:
+            from tqdm import tqdm
+
+            self.__exit__()
+            self._bar = tqdm(desc=stage, total=total_bytes, unit="B", unit_scale=True, dynamic_ncols=True, leave=False)
         self._bar.set_postfix_str(Path(file).name, refresh=False)
         self._bar.update(done_bytes - self._bar.n)
-
-    def _open(self, stage: str, done_bytes: int, total_bytes: int) -> None:
-        from tqdm import tqdm
-
-        self._close()
-        self._stage = stage
-        self._bar = tqdm(
-            desc=stage,
-            initial=done_bytes,
-            total=total_bytes,
-            unit="B",
-            unit_scale=True,
-            dynamic_ncols=True,
-            leave=False,
-        )
-
-    def _close(self) -> None:
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None
 
     def __enter__(self) -> _Bar:
         """Return itself."""
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         """Take the bar away."""
-        self._close()
+        if self._bar is not None:
+            self._bar.close()

@@ -1,16 +1,15 @@
 """Published checkpoints, fetched from the Hugging Face hub into the folder that `dispose-rt build --weights` takes.
 
-First a plan, made of the hub's metadata; then the files, one after the other. A file appears under its name when it is
-complete and has the hash that the hub states; until then it grows in the folder `.download`, and an interrupted
-download goes on there.
+First comes a plan, made of the hub's metadata; then the files, one after the other. A file appears under its name once
+it is complete and has the hash that the hub states; until then it lies in the folder `.download`.
 """
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from logging import getLogger
@@ -30,8 +29,8 @@ __all__ = ["Plan", "PlannedFile", "PlannedRepository", "download", "inspect_fold
 _SCRATCH = ".download"
 _log = getLogger("dispose_rt")
 
-State = Literal["complete", "partial", "missing", "different"]
-"""Of a file in the folder: "partial" was interrupted, "different" has other contents than the hub's and is replaced."""
+State = Literal["complete", "missing", "different"]
+"""What is in the folder; a "different" file has other contents than the hub's and is replaced."""
 
 
 @dataclass(frozen=True)
@@ -39,11 +38,12 @@ class PlannedFile:
     """One file of a plan.
 
     Attributes:
-        remote: path in the repository; local: path in the folder.
-        size_bytes: of the whole file; partial_bytes: what an interrupted download left.
+        remote: path in the repository.
+        local: path in the folder.
+        size_bytes: its size.
         digest: SHA-256 or Git's SHA-1 that the hub states, hex.
-        state: what is there.
-        sha256: of the file that is there, where it is complete.
+        state: what is in the folder.
+        sha256: of a complete file.
     """
 
     remote: str
@@ -51,18 +51,17 @@ class PlannedFile:
     size_bytes: int
     digest: str
     state: State
-    partial_bytes: int = 0
     sha256: str = ""
 
     @property
     def needed_bytes(self) -> int:
-        """What is still to be fetched of it."""
-        return 0 if self.state == "complete" else self.size_bytes - self.partial_bytes
+        """Bytes still to be fetched."""
+        return 0 if self.state == "complete" else self.size_bytes
 
 
 @dataclass(frozen=True)
 class PlannedRepository:
-    """One repository of a plan: its commit, its licence by name, its page, and the files that are needed."""
+    """One repository of a plan: its commit, the name of its licence, its page, and the files that are needed."""
 
     repository: Repository
     revision: str
@@ -78,7 +77,7 @@ class Plan:
     Attributes:
         folder: the checkpoint folder.
         repositories: in the order of fetching.
-        free_bytes: room on the folder's disk.
+        free_bytes: what may be written to the folder's disk.
     """
 
     folder: Path
@@ -95,7 +94,7 @@ class Plan:
 
     @property
     def needed_bytes(self) -> int:
-        """What is still to be fetched."""
+        """Bytes still to be fetched."""
         return sum(file.needed_bytes for file in self.files)
 
 
@@ -107,20 +106,20 @@ def make_plan(
     hub: Hub | None = None,
     progress: Progress | None = None,
 ) -> Plan:
-    """Ask the hub what there is to fetch, and look what the folder has. Fetches and writes nothing.
+    """Ask the hub what there is to fetch, and find out what the folder has. Fetches and writes nothing.
 
     Args:
         folder: checkpoint folder; need not exist.
         only: names of repositories (see files.REPOSITORIES); empty for all.
         revisions: commit, branch or tag by repository name; the main branch where none is given.
         hub: where to ask; None takes the public one, or HF_ENDPOINT.
-        progress: told of the bytes of existing files that were hashed.
+        progress: called with the bytes of existing files that were hashed.
 
     Raises:
         InputError: a name is unknown.
         GateClosedError: a gated repository cannot be read; asked first, before any other is.
         OfflineError: the hub cannot be reached; the message lists what to fetch elsewhere.
-        DownloadError: anything else that the hub answers, or a file that it no longer has.
+        DownloadError: any other refusal of the hub, or a file that it no longer has.
     """
     folder, revisions = Path(folder), revisions or {}
     repositories = select_repositories(only)
@@ -139,7 +138,12 @@ def make_plan(
             raise GateClosedError(f"{error}\nThen run the same command.{also}") from error
         except OfflineError as error:
             raise OfflineError(_describe_offline(error, hub, repositories, folder)) from error
-    return Plan(folder, tuple(planned), free_disk_bytes(folder))
+    return Plan(folder, tuple(planned), free_disk_bytes(folder) + _count_leftovers(folder))
+
+
+def _count_leftovers(folder: Path) -> int:
+    """Bytes that a killed download left, which make room when the next one begins."""
+    return sum(path.stat().st_size for path in (folder / _SCRATCH).rglob("*") if path.is_file())
 
 
 def _plan_repository(
@@ -150,7 +154,9 @@ def _plan_repository(
     lacking = [file for file in files if file.state != "complete"]
     if lacking and (repository.gated or contents.gated):
         hub.check_access(repository, lacking[0].remote, contents.revision)
-    return PlannedRepository(repository, contents.revision, contents.licence, hub.page(repository), files)
+    return PlannedRepository(
+        repository, contents.revision, contents.licence, f"{hub.endpoint}/{repository.repo}", files
+    )
 
 
 def _plan_file(
@@ -167,16 +173,8 @@ def _plan_file(
         if sha256 := _hash_if_alike(folder, choice, remote, progress):
             return PlannedFile(choice.remote, choice.local, remote.size_bytes, remote.digest, "complete", sha256=sha256)
     choice, remote = offered[0]
-    try:
-        partial_bytes = _part_path(folder, remote.digest).stat().st_size
-    except OSError:
-        partial_bytes = 0
-    if partial_bytes > remote.size_bytes:  # no beginning of it
-        partial_bytes = 0
-    state: State = "partial" if partial_bytes else "missing"
-    if not partial_bytes and os.path.lexists(folder / choice.local):
-        state = "different"
-    return PlannedFile(choice.remote, choice.local, remote.size_bytes, remote.digest, state, partial_bytes)
+    state: State = "different" if os.path.lexists(folder / choice.local) else "missing"
+    return PlannedFile(choice.remote, choice.local, remote.size_bytes, remote.digest, state)
 
 
 def _hash_if_alike(folder: Path, choice: Choice, remote: RemoteFile, progress: Progress | None) -> str:
@@ -185,8 +183,8 @@ def _hash_if_alike(folder: Path, choice: Choice, remote: RemoteFile, progress: P
     try:
         if not path.is_file() or path.stat().st_size != remote.size_bytes:
             return ""
-        tell = progress or (lambda *_: None)
-        found = digest_file(path, lambda done: tell("hash", choice.local, done, remote.size_bytes))
+        report = progress or (lambda *_: None)
+        found = digest_file(path, lambda done: report("hash", choice.local, done, remote.size_bytes))
     except OSError as error:
         raise DownloadError(f"{path} cannot be read: {error}") from error
     return found.sha256 if found.matches(remote.digest) else ""
@@ -195,19 +193,19 @@ def _hash_if_alike(folder: Path, choice: Choice, remote: RemoteFile, progress: P
 def download(plan: Plan, *, hub: Hub | None = None, progress: Progress | None = None) -> Record:
     """Fetch what a plan says, and write the record (`download.json`) of everything that the plan holds.
 
-    After an interruption of any kind make a plan again and fetch it: complete files stay, half of a file is half done.
+    After an interruption of any kind make a plan again and fetch it: complete files are kept.
 
     Args:
         plan: from `make_plan`.
         hub: as for `make_plan`.
-        progress: told of the bytes that have arrived, of all that were missing.
+        progress: called with the bytes that have arrived, of all that were missing.
 
     Returns:
         The folder's record.
 
     Raises:
-        DownloadError: there is no room for it, the folder cannot be written, another process is at it, the network
-            failed, or a file has another hash than the hub states.
+        DownloadError: there is too little room, the folder cannot be written, another process is downloading into it,
+            the network failed, or a file has another hash than the hub states.
     """
     if plan.needed_bytes > plan.free_bytes:
         raise DownloadError(
@@ -215,26 +213,26 @@ def download(plan: Plan, *, hub: Hub | None = None, progress: Progress | None = 
             "still to be fetched. Free some room, or choose another --output."
         )
     hub = hub or Hub()
-    with _explain_disk(plan.folder), _sole_writer(plan.folder):
-        record = _read_or_begin(plan.folder)
-        done, needed = 0, plan.needed_bytes
+    with _explain_disk(plan.folder), _sole_writer(plan.folder) as scratch:
+        record, done = _read_or_begin(plan.folder), 0
         for one in plan.repositories:
-            for file in one.files:
-                finished = file
+            for planned in one.files:
+                file = planned
                 if file.state != "complete":
-                    finished = _fetch(plan.folder, one, file, hub, _Counter(progress, file, done, needed))
-                    done += file.needed_bytes
-                _enter(record, one, finished)
-                if file.state != "complete":
-                    write_record(plan.folder, record)  # file by file: an interruption shall lose nothing
-        write_record(plan.folder, record)
-        for left in (plan.folder / _SCRATCH).glob("*.part"):  # of older revisions
-            left.unlink()
+
+                    def report(arrived: int, file: PlannedFile = file, done: int = done) -> None:
+                        if progress is not None:
+                            progress("download", file.local, done + min(arrived, file.size_bytes), plan.needed_bytes)
+
+                    file = _fetch(plan.folder, scratch, one, file, hub, report)
+                    done += file.size_bytes
+                _enter(record, one, file)
+                write_record(plan.folder, record)  # file by file, so that an interruption loses nothing
     return record
 
 
 def _enter(record: Record, planned: PlannedRepository, file: PlannedFile) -> None:
-    """Record a file, in place of others that served its purpose."""
+    """Record a file in place of others that served its purpose."""
     owner = owner_of(file.local)
     for choice in owner[1].choices if owner else ():
         record.pop(choice.local, None)
@@ -242,75 +240,55 @@ def _enter(record: Record, planned: PlannedRepository, file: PlannedFile) -> Non
     record[file.local] = DownloadedFile(repo, file.remote, planned.revision, file.size_bytes, file.sha256)
 
 
-@dataclass
-class _Counter:
-    """Turns bytes of one file into bytes of the whole download."""
-
-    progress: Progress | None
-    file: PlannedFile
-    done: int
-    needed: int
-
-    def __call__(self, there_bytes: int) -> None:
-        if self.progress is not None:
-            arrived = min(max(there_bytes - self.file.partial_bytes, 0), self.file.needed_bytes)
-            self.progress("download", self.file.local, self.done + arrived, self.needed)
-
-
-def _fetch(folder: Path, planned: PlannedRepository, file: PlannedFile, hub: Hub, count: _Counter) -> PlannedFile:
+def _fetch(
+    folder: Path,
+    scratch: Path,
+    planned: PlannedRepository,
+    file: PlannedFile,
+    hub: Hub,
+    report: Callable[[int], None],
+) -> PlannedFile:
     """Fetch one file, compare its hash, and give it its name."""
-    target, part = folder / file.local, _part_path(folder, file.digest)
+    target = folder / file.local
     if target.is_dir():
         raise DownloadError(f"{target} is a directory where a file belongs; remove it")
-    if part.exists() and part.stat().st_size > file.size_bytes:
-        part.unlink()
-    while True:
-        resumed = part.exists() and part.stat().st_size > 0
-        hub.fetch(planned.repository, file.remote, planned.revision, part, file.size_bytes, count)
-        found = digest_file(part)
-        if found.matches(file.digest):
-            break
-        part.unlink()
-        if not resumed:  # what was left from before may have been damaged; fresh bytes are the hub's
-            raise DownloadError(
-                f"{file.remote} of {planned.repository.repo} arrived with other contents than the hub states: hash "
-                f"{found.sha256 if len(file.digest) == 64 else found.git}, expected {file.digest}. It was dropped. "
-                "Run the same command again; if it happens again, something between here and the hub changes files."
-            )
-        _log.warning("%s was damaged in an interrupted download and is fetched anew", file.local)
+    arrived = hub.fetch(planned.repository, file.remote, planned.revision, scratch / planned.repository.name, report)
+    found = digest_file(arrived)
+    if not found.matches(file.digest):
+        raise DownloadError(
+            f"{file.remote} of {planned.repository.repo} arrived with other contents than the hub states: hash "
+            f"{found.sha256 if len(file.digest) == 64 else found.git}, expected {file.digest}. It was dropped. "
+            "Run the same command again; if it happens again, something between here and the hub changes files."
+        )
     target.parent.mkdir(parents=True, exist_ok=True)
-    with part.open("rb+") as written:
+    with arrived.open("rb+") as written:
         os.fsync(written.fileno())  # the name must not outlive a power cut without the contents
-    part.replace(target)
+    arrived.replace(target)
     return replace(file, state="complete", sha256=found.sha256)
 
 
-def _part_path(folder: Path, digest: str) -> Path:
-    """Where a file grows; named by its contents, so that nothing else is ever continued."""
-    return folder / _SCRATCH / f"{digest}.part"
-
-
 @contextmanager
-def _sole_writer(folder: Path) -> Iterator[None]:
-    """Make the folder and keep other processes from filling it at the same time."""
-    from filelock import FileLock, Timeout  # huggingface_hub needs it, too
+def _sole_writer(folder: Path) -> Iterator[Path]:
+    """Make the folder, and one in it where files arrive; keep other processes from filling it at the same time."""
+    from filelock import FileLock, Timeout  # a requirement of huggingface_hub
 
     scratch = folder / _SCRATCH
     scratch.mkdir(parents=True, exist_ok=True)
-    lock_path = scratch / "lock"
-    lock = FileLock(lock_path)
+    lock = FileLock(scratch / "lock")
     try:
         lock.acquire(timeout=0)
     except Timeout as error:
         raise DownloadError(f"another process is downloading into {folder}; wait for it or stop it") from error
     try:
-        yield
+        for left in scratch.iterdir():  # by a download that was killed
+            if left.is_dir():
+                shutil.rmtree(left)
+            elif left.name != "lock":
+                left.unlink()
+        yield scratch
     finally:
-        with contextlib.suppress(OSError):  # Windows removes no file that is open
-            lock_path.unlink()
+        shutil.rmtree(scratch, ignore_errors=True)  # Windows keeps the lock, which is open
         lock.release()
-        with contextlib.suppress(OSError):  # it stays where something is left to go on with
-            scratch.rmdir()
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Which published files the exporter reads, where the hub has them, and where they lie in a checkpoint folder."""
+"""The published files that the exporter reads: where the hub has them and where they lie in a checkpoint folder."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _CMP_FOLDER = "models/cmp/experiments/semiauto_annot/resnet50_vip+mpii_liteflow/
 
 @dataclass(frozen=True)
 class Choice:
-    """One of the files that serve a purpose.
+    """One of several files that serve the same purpose.
 
     Attributes:
         remote: path in the repository.
@@ -28,20 +28,20 @@ class Choice:
 
 @dataclass(frozen=True)
 class WantedFile:
-    """One file that is needed, best choice first; any one of them will do."""
+    """A file that is needed; any of the choices will do, the first is the best."""
 
     choices: tuple[Choice, ...]
 
 
 @dataclass(frozen=True)
 class Repository:
-    """A model repository of the hub, and what is needed of it.
+    """A model repository of the hub, and the files that are needed from it.
 
     Attributes:
-        name: what users select it by.
+        name: users select it by this name.
         repo: owner and name on the hub.
         wanted: the files that are needed, configurations first.
-        gated: its licence has to be accepted on the hub before files can be fetched.
+        gated: whether its licence has to be accepted on the hub before files can be fetched.
     """
 
     name: str
@@ -122,7 +122,7 @@ REPOSITORIES: Mapping[str, Repository] = {
 
 
 def select_repositories(names: Sequence[str] = ()) -> tuple[Repository, ...]:
-    """Repositories by name, those with a gate first; no names select all.
+    """Return repositories by name, gated ones first; no names select all.
 
     Raises:
         InputError: a name is unknown.
@@ -134,7 +134,7 @@ def select_repositories(names: Sequence[str] = ()) -> tuple[Repository, ...]:
 
 
 def owner_of(local: str) -> tuple[Repository, WantedFile] | None:
-    """The repository and purpose of a path in a checkpoint folder; None where nobody asks for that path."""
+    """Repository and purpose of a path in a checkpoint folder; None for a path that no build reads."""
     for repository, wanted in _all_wanted():
         if any(choice.local == local for choice in wanted.choices):
             return repository, wanted

@@ -1,55 +1,39 @@
-"""The Hugging Face hub as the download needs it: what a repository holds, who may read it, and bytes of a file.
+"""The Hugging Face hub as a download needs it: what a repository holds, who may read it, and its files.
 
-Requests, redirects, retries and tokens are those of the package huggingface_hub. Its `hf_hub_download` is not used: it
-begins large files anew after an interruption, and compares their sizes alone.
+The package huggingface_hub does the work; here its errors become messages that say what to do.
 """
 
 from __future__ import annotations
 
 import importlib.util
-import io
+import os
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from .. import __version__
 from ..errors import DownloadError
-from .errors import Request, status_of, translate
+from .errors import status_of, translate
 from .files import Repository
 
-PUBLIC_HUB = "https://huggingface.co"
 MAIN = "main"
 _WAITS_S = (1, 4)
-"""How long to wait before asking again for a file that the hub failed to serve."""
+"""Pauses before a file that the hub failed to serve is asked for again, in seconds."""
 
 
-@dataclass(frozen=True)
-class RemoteFile:
-    """A file of a repository.
-
-    Attributes:
-        size_bytes: its size.
-        digest: SHA-256 of a large file, Git's SHA-1 of a small one; hex.
-    """
+class RemoteFile(NamedTuple):
+    """A file of a repository: its size, and SHA-256 of a large file or Git's SHA-1 of a small one, hex."""
 
     size_bytes: int
     digest: str
 
 
-@dataclass(frozen=True)
-class Contents:
-    """A repository at one commit.
-
-    Attributes:
-        revision: the commit.
-        licence: as its page names it, or a remark that it names none.
-        gated: files can be fetched only by those who accepted its terms.
-        files: by path.
-    """
+class Contents(NamedTuple):
+    """A repository at one commit: the licence that its page names, whether it is gated, and its files by path."""
 
     revision: str
     licence: str
@@ -76,35 +60,25 @@ class Hub:
             )
         if token is not None and not re.fullmatch(r"[\x21-\x7e]+", token.strip()):
             raise DownloadError("the token is empty or has characters that no token has; it looks like hf_AbCd...")
-        from huggingface_hub import constants, get_token
+        from huggingface_hub import HfApi, constants, get_token
 
         self.endpoint = (endpoint or constants.ENDPOINT).rstrip("/")
-        self._token = token.strip() if token is not None else get_token()
-
-    def page(self, repository: Repository) -> str:
-        """The page for people."""
-        return f"{self.endpoint}/{repository.repo}"
+        # False keeps the library from looking for a token itself
+        self._token = (token.strip() if token is not None else get_token()) or False
+        self._api = HfApi(self.endpoint, self._token, library_name="dispose_rt", library_version=__version__)
 
     def url(self, repository: Repository, path: str, revision: str = MAIN) -> str:
-        """Where a file is served."""
+        """Address of a file."""
         from huggingface_hub import hf_hub_url
 
         return hf_hub_url(repository.repo, path, revision=revision, endpoint=self.endpoint)
 
     def list_files(self, repository: Repository, revision: str | None = None) -> Contents:
-        """Ask what a repository holds.
+        """Ask what a repository holds; None takes its main branch."""
+        from huggingface_hub import constants
 
-        Args:
-            repository: which one.
-            revision: commit, branch or tag; None for the main branch.
-
-        Raises:
-            DownloadError: it cannot be reached or read, or has no such revision.
-        """
-        from huggingface_hub import HfApi, constants
-
-        with self._explain(repository, revision):
-            info = HfApi(endpoint=self.endpoint, token=self._token or False).model_info(
+        with self._explain(repository, revision or MAIN):
+            info = self._api.model_info(
                 repository.repo, revision=revision, files_metadata=True, timeout=constants.HF_HUB_ETAG_TIMEOUT
             )
         files = {}
@@ -117,99 +91,77 @@ class Hub:
                 f"{self.endpoint} does not tell sizes and hashes of the files of {repository.repo}. If HF_ENDPOINT is "
                 "set, it has to name a server that answers as the Hugging Face hub does."
             )
-        return Contents(info.sha, _find_licence(info.card_data or {}), bool(info.gated), files)
+        card: Any = info.card_data or {}
+        licence = str(card.get("license_name") or card.get("license") or "none named")
+        return Contents(info.sha, licence, bool(info.gated), files)
 
     def check_access(self, repository: Repository, path: str, revision: str) -> None:
-        """Ask whether a file may be read, without reading it.
-
-        Raises:
-            DownloadError: it may not, or the hub cannot be reached; says what to do.
-        """
-        from huggingface_hub import get_hf_file_metadata
-
+        """Raise a DownloadError, which says what to do, if a file may not be read. The file itself is not fetched."""
         with self._explain(repository, revision, path):
-            url = self.url(repository, path, revision)
-            get_hf_file_metadata(url, token=self._token or False, endpoint=self.endpoint, retry_on_errors=False)
+            self._api.get_hf_file_metadata(url=self.url(repository, path, revision))
 
     def fetch(
-        self,
-        repository: Repository,
-        path: str,
-        revision: str,
-        part: Path,
-        size_bytes: int,
-        report: Callable[[int], None],
-    ) -> None:
-        """Append to a file what it lacks of a file of the hub. The contents are not checked, their size is.
+        self, repository: Repository, path: str, revision: str, folder: Path, report: Callable[[int], None]
+    ) -> Path:
+        """Fetch a file. Its size is checked, its contents are not.
 
         Args:
-            repository: which one.
-            path: the file in it.
+            repository: where it is.
+            path: the file in the repository.
             revision: commit.
-            part: holds the beginning of the file, or does not exist yet.
-            size_bytes: of the whole file.
-            report: told how many bytes are there.
+            folder: gets the file at the same path, and bookkeeping of the library.
+            report: called with the number of bytes that have arrived.
+
+        Returns:
+            Where the file is.
 
         Raises:
-            DownloadError: it could not be fetched; what has arrived stays in `part`.
+            DownloadError: it could not be fetched; nothing is left of it.
         """
-        from huggingface_hub.file_download import http_get
-        from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
-
-        headers = build_hf_headers(
-            token=self._token or False, library_name="dispose_rt", library_version=__version__
-        ) | {"Accept-Encoding": "identity"}  # compressed answers cannot be resumed
-        with self._explain(repository, revision, path), _silence():
-            for wait_s in (*_WAITS_S, None):
+        os.environ.setdefault("HF_XET_CHUNK_CACHE_SIZE_BYTES", "0")  # no second copy in ~/.cache/huggingface
+        download = partial(
+            self._api.hf_hub_download,
+            *(repository.repo, path),
+            revision=revision,
+            local_dir=folder,
+            tqdm_class=_make_counter(report),
+        )
+        with self._explain(repository, revision, path):
+            for wait_s in _WAITS_S:
                 try:
-                    with _Part(part, report) as file:
-                        url = self.url(repository, path, revision)
-                        http_get(url, file, resume_size=file.tell(), headers=headers, expected_size=size_bytes)
-                    return
+                    return Path(download())
                 except Exception as error:
-                    if wait_s is None or status_of(error) < 500:
+                    if status_of(error) < 500:
                         raise
                     time.sleep(wait_s)
+            return Path(download())
 
     @contextmanager
-    def _explain(self, repository: Repository, revision: str | None, path: str = "") -> Iterator[None]:
+    def _explain(self, repository: Repository, revision: str, path: str = "") -> Iterator[None]:
         """Turn whatever goes wrong into a DownloadError that says what to do."""
         try:
             yield
-        except Exception as error:  # besides its own, the library lets through errors of five other libraries
-            asked = Request(self.endpoint, repository.repo, revision or MAIN, path, bool(self._token))
-            raise translate(error, asked) from error
+        except Exception as error:  # besides its own, the library lets errors of five other packages through
+            asked = {"endpoint": self.endpoint, "repo": repository.repo, "revision": revision, "path": path}
+            raise translate(error, has_token=bool(self._token), **asked) from error
 
 
-class _Part(io.BufferedWriter):
-    """A file that is appended to and tells how long it is."""
+def _make_counter(report: Callable[[int], None]) -> Any:
+    """Make a class of progress bars that draw nothing and report how many bytes of a file have arrived."""
+    from tqdm import tqdm
 
-    def __init__(self, path: Path, report: Callable[[int], None]) -> None:
-        super().__init__(io.FileIO(path, "a"))
-        self._report = report
-        self.seek(0, io.SEEK_END)
+    class Counter(tqdm):  # type: ignore[misc]  # the package has no types
+        def __init__(self, *args: Any, **named: Any) -> None:
+            super().__init__(*args, **named | {"disable": True})
 
-    def write(self, data: Any, /) -> int:
-        count = super().write(data)
-        self._report(self.tell())
-        return count
+        def update(self, n: float | None = 1) -> None:
+            self.n += n or 0
+            report(self.n)
 
+        def update_transfer(self, n: float) -> None:
+            """Ignore compressed bytes from the network: the library's Xet client counts those of the file as well."""
 
-@contextmanager
-def _silence() -> Iterator[None]:
-    """Keep the library from drawing progress bars of its own."""
-    from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+        def set_transfer_postfix_str(self, *_: Any, **__: Any) -> None:
+            """Ignore the network's speed."""
 
-    if are_progress_bars_disabled():
-        yield
-        return
-    disable_progress_bars()
-    try:
-        yield
-    finally:
-        enable_progress_bars()
-
-
-def _find_licence(card: Any) -> str:
-    """What the head of a page names, where the licence has a name of its own, that one."""
-    return str(card.get("license_name") or card.get("license") or "none named")
+    return Counter

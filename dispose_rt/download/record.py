@@ -1,8 +1,7 @@
-"""What a checkpoint folder was filled with: `download.json`, and whether the files are still those."""
+"""The record `download.json`: what a checkpoint folder was filled with, and whether the files are still the same."""
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
@@ -12,6 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, TypeAlias
 
 from ..errors import DownloadError
+from ..system.files import save_bytes
 from ..system.json_reader import RefusedError, checksum_of, entries, integer, read_fields, read_json, record, text
 from .files import owner_of, select_repositories
 
@@ -20,7 +20,7 @@ _FORMAT = 1
 _PIECE_BYTES = 1 << 22
 
 Progress: TypeAlias = Callable[[str, str, int, int], None]
-"""Told of (stage, file, done_bytes, total_bytes); the stages are "hash" and "download", bytes count all their files."""
+"""`progress(stage, file, done_bytes, total_bytes)`; the stages are "hash" and "download", bytes count all files."""
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,11 @@ class DownloadedFile:
     """Where a file came from, and what it is.
 
     Attributes:
-        repo: owner and name of the repository; path: of the file in it; revision: commit of the repository.
-        size_bytes: its size; sha256: its hex digest.
+        repo: owner and name of the repository.
+        path: in the repository.
+        revision: commit of the repository.
+        size_bytes: its size.
+        sha256: its hex digest.
     """
 
     repo: str
@@ -47,7 +50,7 @@ def read_record(folder: Path) -> Record:
     """Read a folder's record.
 
     Returns:
-        What it says; empty where there is none.
+        Its entries; empty where there is no record.
 
     Raises:
         ValueError: it is damaged.
@@ -89,28 +92,22 @@ def write_record(folder: Path, record: Mapping[str, DownloadedFile]) -> None:
     """Replace a folder's record in one step.
 
     Raises:
-        OSError: it cannot be written.
+        OutputError: it cannot be written.
     """
     files: dict[str, Any] = {path: asdict(file) for path, file in sorted(record.items())}
     body = {"format": _FORMAT, "files": files, "checksum": checksum_of(files)}
-    part = folder / f"{FILE_NAME}.{os.getpid()}.part"
-    try:
-        part.write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")
-        part.replace(folder / FILE_NAME)
-    finally:
-        with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)
+    save_bytes(folder / FILE_NAME, (json.dumps(body, indent=1) + "\n").encode())
 
 
 @dataclass(frozen=True)
 class Digests:
-    """Hex digests of a file: `sha256`, and `git`, what Git calls the contents by."""
+    """Hex digests of a file: `sha256`, and `git`, the SHA-1 by which Git names its contents."""
 
     sha256: str
     git: str
 
     def matches(self, digest: str) -> bool:
-        """Whether a digest of either kind is this file's."""
+        """Whether a digest of either kind belongs to this file."""
         return digest in (self.sha256, self.git)
 
 
@@ -119,7 +116,7 @@ def digest_file(path: Path, report: Callable[[int], None] | None = None) -> Dige
 
     Args:
         path: an existing file.
-        report: told how many bytes were read so far.
+        report: called with the number of bytes read so far.
 
     Raises:
         OSError: it cannot be read.
@@ -138,10 +135,10 @@ def digest_file(path: Path, report: Callable[[int], None] | None = None) -> Dige
 
 @dataclass(frozen=True)
 class Inspection:
-    """What `inspect_folder` found.
+    """Result of `inspect_folder`.
 
     Attributes:
-        intact: files that are what the record says.
+        intact: files that match the record.
         problems: everything else, one line each.
     """
 
@@ -155,7 +152,7 @@ def inspect_folder(folder: Path, only: Sequence[str] = (), progress: Progress | 
     Args:
         folder: checkpoint folder.
         only: names of repositories (see REPOSITORIES); empty for all.
-        progress: told of the bytes that were hashed.
+        progress: called with the bytes that were hashed.
 
     Raises:
         DownloadError: there is no record, or it is damaged.
@@ -179,9 +176,8 @@ def inspect_folder(folder: Path, only: Sequence[str] = (), progress: Progress | 
     total, done = sum(file.size_bytes for file in chosen.values()), 0
     intact, problems = [], []
     for path, file in chosen.items():
-        before = done
 
-        def report(count: int, path: str = path, before: int = before) -> None:
+        def report(count: int, path: str = path, before: int = done) -> None:
             if progress is not None:
                 progress("hash", path, before + count, total)
 
@@ -190,10 +186,12 @@ def inspect_folder(folder: Path, only: Sequence[str] = (), progress: Progress | 
         else:
             intact.append(path)
         done += file.size_bytes
-    for repository in repositories:
-        for wanted in repository.wanted:
-            if not any(choice.local in record for choice in wanted.choices):
-                problems.append(f"{wanted.choices[0].local} was not downloaded (--only {repository.name} fetches it)")
+    problems += [
+        f"{wanted.choices[0].local} was not downloaded (--only {repository.name} fetches it)"
+        for repository in repositories
+        for wanted in repository.wanted
+        if not any(choice.local in record for choice in wanted.choices)
+    ]
     return Inspection(tuple(intact), tuple(problems))
 
 

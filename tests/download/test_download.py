@@ -4,27 +4,31 @@ from __future__ import annotations
 
 import errno
 import importlib.util
+import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import huggingface_hub.file_download
 import pytest
 from filelock import FileLock
 from huggingface_hub import constants
 
 from dispose_rt.cli import main
+from dispose_rt.cli.download import _Bar
 from dispose_rt.download import Plan, download, inspect_folder, make_plan
-from dispose_rt.download import hub as download_hub
 from dispose_rt.download.errors import GateClosedError, OfflineError
 from dispose_rt.download.files import REPOSITORIES
-from dispose_rt.download.hub import Hub
-from dispose_rt.download.record import read_record
+from dispose_rt.download.hub import Hub, _make_counter
+from dispose_rt.download.record import DownloadedFile, read_record, write_record
 from dispose_rt.errors import DownloadError, InputError
 from tests.fakes.hub import TOKEN, FakeHub, commit, repos_of, serving, write_placeholders
 
@@ -110,11 +114,15 @@ def test_everything_arrives_and_is_recorded(hub: FakeHub, source: Path, tmp_path
     licences = {one.repository.name: one.licence for one in plan.repositories}
     assert licences["svd"] == "a-licence-with-terms"
     assert licences["dispose"] == "mit"
+    assert not (folder / ".download").exists()
 
 
 def test_the_token_goes_to_the_hub_alone(hub: FakeHub, tmp_path: Path) -> None:
     fetch(hub, tmp_path)
-    assert all(headers["authorization"] == f"Bearer {TOKEN}" for headers in hub.asked("/resolve/"))
+    for method in ("HEAD", "GET"):
+        asked = hub.asked("/resolve/", method)
+        assert asked
+        assert all(headers["authorization"] == f"Bearer {TOKEN}" for headers in asked)
     stored = hub.asked(f"{DISPOSE}/{commit(1)}/")
     assert stored
     assert all("authorization" not in headers for headers in stored)
@@ -144,7 +152,9 @@ def test_the_gate_is_tried_first(hub: FakeHub, tmp_path: Path) -> None:
 def test_the_others_need_no_token(hub: FakeHub, tmp_path: Path) -> None:
     plan = fetch(hub, tmp_path, token=None, only=("dispose", "dwpose"))
     assert contents(tmp_path).keys() == {"DisPose.pth", "dwpose/yolox_l.onnx", "dwpose/dw-ll_ucoco_384.onnx"}
-    assert "authorization" not in hub.asked("/resolve/")[0]
+    asked = hub.asked("/resolve/", "HEAD")
+    assert asked
+    assert all("authorization" not in headers for headers in asked)
     assert [one.repository.name for one in plan.repositories] == ["dispose", "dwpose"]
     fetch(hub, tmp_path, token=None, only=("cmp",))
     assert len(read_record(tmp_path)) == 4  # of the first call, too
@@ -156,70 +166,77 @@ def test_a_gate_that_was_closed_since(hub: FakeHub, tmp_path: Path) -> None:
         fetch(hub, tmp_path, token=None, only=("dispose",))
 
 
-def test_an_interrupted_file_goes_on_where_it_stopped(hub: FakeHub, source: Path, tmp_path: Path) -> None:
+def test_an_interruption_leaves_complete_files_and_no_others(hub: FakeHub, source: Path, tmp_path: Path) -> None:
     def interrupt(stage: str, file: str, done_bytes: int, total_bytes: int) -> None:
-        if done_bytes >= 1500:
+        if done_bytes >= 4500:  # in the middle of the second file
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        fetch(hub, tmp_path, only=("dispose",), progress=interrupt)
-    assert not (tmp_path / "DisPose.pth").exists()
+        fetch(hub, tmp_path, only=("dispose", "dwpose"), progress=interrupt)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["DisPose.pth", "download.json"]
+    assert read_record(tmp_path).keys() == {"DisPose.pth"}
+    killed = tmp_path / ".download" / "dwpose" / ".cache" / "yolox_l.onnx.incomplete"
+    killed.parent.mkdir(parents=True)
+    killed.write_bytes(b"x" * 2000)
+    (tmp_path / ".download" / "0123.part").write_bytes(b"x")  # of older releases
     hub.requests.clear()
     ticks: list[tuple[Any, ...]] = []
-    plan = fetch(hub, tmp_path, only=("dispose",), progress=lambda *tick: ticks.append(tick))
-    [file] = plan.files
-    assert (file.state, file.needed_bytes) == ("partial", 3000 - file.partial_bytes)
-    assert file.partial_bytes >= 1500
-    assert hub.asked(f"{commit(1)}/DisPose.pth")[-1]["range"] == f"bytes={file.partial_bytes}-"
-    assert ticks[-1][2:] == (file.needed_bytes, file.needed_bytes)
-    assert (tmp_path / "DisPose.pth").read_bytes() == (source / "DisPose.pth").read_bytes()
-    assert not (tmp_path / ".download").exists()
+    plan = fetch(hub, tmp_path, only=("dispose", "dwpose"), progress=lambda *tick: ticks.append(tick))
+    assert [file.state for file in plan.files] == ["complete", "missing", "missing"]
+    assert not hub.asked("DisPose.pth")
+    assert ticks[-1][2:] == (6000, 6000)
+    assert contents(tmp_path) == {name: (source / name).read_bytes() for name in contents(tmp_path)}
+    assert len(contents(tmp_path)) == 3
 
 
-@pytest.mark.parametrize(
-    "faults",
-    [
-        ["cut 700", "cut 0", "cut 1100"],
-        ["cut 700", "whole"],
-        ["status 503", "status 500"],
-        ["cut 1000", "status 502", "status 429"],
-        ["silent"],
-    ],
-    ids=str,
-)
-def test_transfers_that_recover(
-    faults: list[str], hub: FakeHub, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_transfers_that_recover(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 0.3)
-    hub.faults["DisPose.pth"] = list(faults)
-    fetch(hub, tmp_path, only=("dispose",))
-    assert hub.faults["DisPose.pth"] == []
-    assert (tmp_path / "DisPose.pth").read_bytes() == (source / "DisPose.pth").read_bytes()
+    wrong = []
+    for number, faults in enumerate(
+        (
+            ["cut 700", "cut 0", "cut 1100"],
+            ["cut 700", "whole"],
+            ["status 503", "status 500"],
+            ["cut 1000", "status 502", "status 429"],
+            ["silent"],
+        )
+    ):
+        with serving(repos_of(source)) as hub:
+            hub.faults["DisPose.pth"] = list(faults)
+            fetch(hub, tmp_path / str(number), only=("dispose",))
+            arrived = (tmp_path / str(number) / "DisPose.pth").read_bytes()
+            if hub.faults["DisPose.pth"] or arrived != (source / "DisPose.pth").read_bytes():
+                wrong.append(faults)
+    assert wrong == []
 
 
-@pytest.mark.parametrize(
-    ("fault", "words"),
-    [
-        ("cut 0!", "broke off.*\n?.*goes on where it stopped"),
-        ("status 503!", "answers 503 for DisPose.pth of lihxxx/DisPose"),
-        ("status 403!", "forbids reading DisPose.pth"),
-        ("status 404!", "there is no DisPose.pth"),
-        ("status 418!", "answers 418"),
-        ("silent!", "did not answer in time"),
-    ],
-)
-def test_transfers_that_do_not_recover(
-    fault: str, words: str, hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_transfers_that_do_not_recover(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 0.1)
-    hub.faults["DisPose.pth"] = ["cut 1000", fault]
-    with pytest.raises(DownloadError, match=words):
-        fetch(hub, tmp_path, only=("dwpose", "dispose"))
-    assert not (tmp_path / "DisPose.pth").exists()
-    hub.faults.clear()
-    plan = fetch(hub, tmp_path, only=("dwpose", "dispose"))
-    assert plan.files[0].partial_bytes == 1000
-    assert inspect_folder(tmp_path, ("dwpose", "dispose")).problems == ()
+    wrong = []
+    for number, (fault, words) in enumerate(
+        (
+            ("cut 0!", "broke off.*\n?.*Run the same command again"),
+            ("status 503!", "answers 503 for DisPose.pth of lihxxx/DisPose"),
+            ("status 403!", "forbids reading DisPose.pth"),
+            ("status 404!", "there is no DisPose.pth"),
+            ("status 418!", "answers 418"),
+            ("silent!", "did not answer in time"),
+        )
+    ):
+        folder = tmp_path / str(number)
+        with serving(repos_of(source)) as hub:
+            hub.faults["DisPose.pth"] = ["cut 1000", fault]
+            try:
+                fetch(hub, folder, only=("dwpose", "dispose"))
+                wrong.append((fault, "no error"))
+            except DownloadError as error:
+                if not re.search(words, str(error)) or contents(folder) != {}:
+                    wrong.append((fault, str(error)))
+            hub.faults.clear()
+            fetch(hub, folder, only=("dwpose", "dispose"))
+            if inspect_folder(folder, ("dwpose", "dispose")).problems:
+                wrong.append((fault, "not repaired"))
+    assert wrong == []
 
 
 def test_other_bytes_than_the_hub_states(hub: FakeHub, tmp_path: Path) -> None:
@@ -227,31 +244,12 @@ def test_other_bytes_than_the_hub_states(hub: FakeHub, tmp_path: Path) -> None:
         hub.faults[path] = ["flip"]
         with pytest.raises(DownloadError, match="other contents than the hub states"):
             fetch(hub, tmp_path, only=(name,))
-        assert [file for file in contents(tmp_path) if file.endswith((path, ".part"))] == []
+        assert [file for file in contents(tmp_path) if file.endswith(path) or file.startswith(".")] == []
         fetch(hub, tmp_path, only=(name,))
 
 
-def test_a_damaged_rest_is_fetched_anew(
-    hub: FakeHub, source: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    hub.faults["DisPose.pth"] = ["cut 1000", "status 403"]
-    with pytest.raises(DownloadError):
-        fetch(hub, tmp_path, only=("dispose",))
-    [part] = (tmp_path / ".download").glob("*.part")
-    part.write_bytes(b"x" * 1000)
-    fetch(hub, tmp_path, only=("dispose",))
-    assert "fetched anew" in caplog.text
-    assert (tmp_path / "DisPose.pth").read_bytes() == (source / "DisPose.pth").read_bytes()
-    (tmp_path / "DisPose.pth").unlink()
-    part.parent.mkdir()
-    part.write_bytes(b"x" * 9000)  # longer than the file
-    fetch(hub, tmp_path, only=("dispose",))
-    assert (tmp_path / "DisPose.pth").read_bytes() == (source / "DisPose.pth").read_bytes()
-
-
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
+def test_what_the_hub_may_answer(source: Path, tmp_path: Path) -> None:
+    answers: list[tuple[Callable[[FakeHub], Any], str]] = [
         (lambda hub: hub.repos.pop(DISPOSE), "there is no lihxxx/DisPose on the hub, or it is private"),
         (lambda hub: hub.repos[DISPOSE].commits.update({commit(2): {"README.md": b"x"}}), "none of DisPose.pth"),
         (lambda hub: hub.repos[DISPOSE].commits.update({commit(2): {}}), "does not tell sizes and hashes"),
@@ -259,13 +257,19 @@ def test_a_damaged_rest_is_fetched_anew(
         (lambda hub: setattr(hub, "api_status", 429), "too many requests"),
         (lambda hub: setattr(hub, "api_status", 200), "cannot be fetched: JSONDecodeError"),
         (lambda hub: setattr(hub, "api_status", 403), "forbids reading lihxxx/DisPose"),
-    ],
-)
-def test_what_the_hub_may_answer(change: Callable[[FakeHub], Any], words: str, hub: FakeHub, tmp_path: Path) -> None:
-    change(hub)
-    with pytest.raises(DownloadError, match=words):
-        fetch(hub, tmp_path, token=None, only=("dispose",))
-    assert contents(tmp_path / "weights") == {}
+    ]
+    wrong = []
+    for change, words in answers:
+        with serving(repos_of(source)) as hub:
+            change(hub)
+            try:
+                fetch(hub, tmp_path, token=None, only=("dispose",))
+                wrong.append((words, "no error"))
+            except DownloadError as error:
+                if words not in str(error):
+                    wrong.append((words, str(error)))
+    assert wrong == []
+    assert contents(tmp_path) == {}
 
 
 def test_tokens_that_are_none(hub: FakeHub, tmp_path: Path) -> None:
@@ -292,20 +296,25 @@ def test_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_no_room(hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with monkeypatch.context() as patch:
-        patch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**6, 10**6, 5999))  # type: ignore[attr-defined]
-        with pytest.raises(DownloadError, match=r"6\.0 KB of room, and 6\.\d KB"):
-            fetch(hub, tmp_path / "weights", only=("dwpose",))
-        assert not (tmp_path / "weights").exists()
+    folder = tmp_path / "weights"
 
-    def fill_up(self: object, data: bytes) -> int:
+    def fill_up(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(download_hub._Part, "write", fill_up)
+        patch.setattr(huggingface_hub.file_download, "http_get", fill_up)
         with pytest.raises(DownloadError, match="disk is full"):
-            fetch(hub, tmp_path / "weights", only=("dwpose",))
-    fetch(hub, tmp_path / "weights", only=("dwpose",))
+            fetch(hub, folder, only=("dwpose",))
+    assert contents(folder) == {}
+    folder.rmdir()
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=5999))
+    with pytest.raises(DownloadError, match=r"6\.0 KB of room, and 6\.0 KB are still"):
+        fetch(hub, folder, only=("dwpose",))
+    assert not folder.exists()
+    killed = folder / ".download" / "killed"
+    killed.parent.mkdir(parents=True)
+    killed.write_bytes(b"x")  # makes room when it is removed
+    fetch(hub, folder, only=("dwpose",))
 
 
 def test_folders_that_cannot_be_filled(hub: FakeHub, tmp_path: Path) -> None:
@@ -362,26 +371,28 @@ def test_revisions(hub: FakeHub, tmp_path: Path) -> None:
         fetch(hub, tmp_path, only=("dwpos",))
 
 
-@pytest.mark.parametrize(
-    ("damage", "problem"),
-    [
-        (lambda folder: (folder / "DisPose.pth").unlink(), "DisPose.pth is missing"),
-        (lambda folder: (folder / "DisPose.pth").write_bytes(b"short"), "DisPose.pth has 5 bytes, expected 3000"),
-        (lambda folder: (folder / "DisPose.pth").write_bytes(b"x" * 3000), "DisPose.pth has other contents"),
-        (
-            lambda folder: shutil.move(folder / "DisPose.pth", folder / "x") and (folder / "DisPose.pth").mkdir(),
-            "no file",
-        ),
-    ],
-)
-def test_a_folder_that_changed_since(damage: Callable[[Path], Any], problem: str, hub: FakeHub, tmp_path: Path) -> None:
+def test_a_folder_that_changed_since(hub: FakeHub, tmp_path: Path) -> None:
+    def replace_by_folder(path: Path) -> None:
+        path.unlink()
+        path.mkdir()
+
+    damages: list[tuple[Callable[[Path], Any], str]] = [
+        (Path.unlink, "DisPose.pth is missing"),
+        (lambda path: path.write_bytes(b"short"), "DisPose.pth has 5 bytes, expected 3000"),
+        (lambda path: path.write_bytes(b"x" * 3000), "DisPose.pth has other contents"),
+        (replace_by_folder, "DisPose.pth is no file"),
+    ]
     fetch(hub, tmp_path / "weights")
-    copy = shutil.copytree(tmp_path / "weights", tmp_path / "copy")
-    damage(copy)
-    found = inspect_folder(copy)
-    assert [problem in line for line in found.problems] == [True]
-    assert len(found.intact) == len(read_record(copy)) - 1
-    assert inspect_folder(copy, ("cmp", "svd")).problems == ()
+    wrong = []
+    for number, (damage, problem) in enumerate(damages):
+        copy = shutil.copytree(tmp_path / "weights", tmp_path / str(number))
+        damage(copy / "DisPose.pth")
+        found = inspect_folder(copy)
+        if [problem in line for line in found.problems] != [True] or len(found.intact) != len(read_record(copy)) - 1:
+            wrong.append((problem, found))
+        if inspect_folder(copy, ("cmp", "svd")).problems:
+            wrong.append((problem, "others"))
+    assert wrong == []
 
 
 def test_records_that_cannot_be_used(hub: FakeHub, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -404,13 +415,51 @@ def test_records_that_cannot_be_used(hub: FakeHub, tmp_path: Path, caplog: pytes
     assert path.read_text() == intact
 
 
-@pytest.mark.parametrize("path", ["../DisPose.pth", "/etc/passwd", "a/../../b", "C:\\x"])
-def test_a_record_does_not_lead_out_of_the_folder(path: str, tmp_path: Path) -> None:
-    from dispose_rt.download.record import DownloadedFile, write_record
+def test_a_record_does_not_lead_out_of_the_folder(tmp_path: Path) -> None:
+    for path in ("../DisPose.pth", "/etc/passwd", "a/../../b", "C:\\x"):
+        write_record(tmp_path, {path: DownloadedFile("a/b", "c", commit(1), 1, "0" * 64)})
+        with pytest.raises(DownloadError, match=re.escape(f"{path!r} leads out of the folder")):
+            inspect_folder(tmp_path)
 
-    write_record(tmp_path, {path: DownloadedFile("a/b", "c", commit(1), 1, "0" * 64)})
-    with pytest.raises(DownloadError, match="leads out of the folder"):
-        inspect_folder(tmp_path)
+
+def test_bytes_are_counted_once_whichever_way_they_come() -> None:
+    from huggingface_hub.utils._xet_progress_reporting import XetDownloadProgressReporter
+
+    counts: list[int] = []
+    with XetDownloadProgressReporter(
+        reconstruction_desc="a", total=300, log_level=30, tqdm_class=_make_counter(counts.append)
+    ) as reporter:
+        for done, sent in ((0, 40), (100, 80), (300, 170)):
+            reporter.update_progress(
+                SimpleNamespace(
+                    total_bytes_completed=done,
+                    total_transfer_bytes_completed=sent,
+                    total_bytes_completion_rate=1.0,
+                    total_transfer_bytes_completion_rate=None,
+                    total_bytes=300,
+                )
+            )
+    assert counts == [100, 300]
+
+
+def test_the_bar_shows_bytes_and_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    shown = []
+    for quiet in (False, True):
+        monkeypatch.setattr(sys, "stderr", Terminal())
+        with _Bar(quiet) as bar:
+            bar("hash", "a/first.bin", 10, 10)
+            bar("download", "a/first.bin", 0, 200)
+            bar("download", "a/second.bin", 150, 200)
+            bar._bar and bar._bar.refresh()
+        shown.append(sys.stderr.getvalue())
+    assert "hash" in shown[0]
+    assert re.search(r"download:\s+75%.*150/200.*second\.bin", shown[0])
+    assert shown[0].rstrip(" ").endswith("\r")  # it was taken away
+    assert shown[1] == ""
 
 
 def test_without_the_hub_s_package(
@@ -425,54 +474,59 @@ def test_without_the_hub_s_package(
     assert main(["download", "--output", str(tmp_path), "--check"]) == 0
 
 
-def test_the_command(hub: FakeHub, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command(
+    hub: FakeHub, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = tmp_path / "weights"
-    environment = {**os.environ, "HF_ENDPOINT": hub.endpoint, "HF_TOKEN": TOKEN, "HF_HOME": str(tmp_path / "home")}
 
-    def run(*arguments: str) -> str:
-        """In a process of its own, which finds the hub and the token in its environment."""
-        command = [sys.executable, "-c", "from dispose_rt.cli import main; raise SystemExit(main())", "download"]
-        command += ["--output", str(folder), *arguments]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-        assert (done.returncode, done.stderr) == (0, "")
-        assert TOKEN not in done.stdout
-        return done.stdout
-
-    def run_here(*arguments: str) -> tuple[int, str, str]:
+    def run(*arguments: str) -> tuple[int, str, str]:
         code = main(["download", "--output", str(folder), *arguments])
         return code, *capsys.readouterr()
 
-    plan = run("--dry-run")
+    monkeypatch.setattr("dispose_rt.cli.download._open_hub", lambda token: Hub(token or TOKEN, hub.endpoint))
+    code, plan, errors = run("--dry-run")
+    assert (code, errors) == (0, "")
     for words in (SVD, "a-licence-with-terms, gated", "commercial use", "60.0 KB to fetch of 60.0 KB", "of room"):
         assert words in plan
     assert not folder.exists()
-    document = json.loads(run("--json"))
+    # a process of its own finds the hub and the token in its environment
+    environment = {**os.environ, "HF_ENDPOINT": hub.endpoint, "HF_TOKEN": TOKEN, "HF_HOME": str(tmp_path / "home")}
+    command = [sys.executable, "-c", "from dispose_rt.cli import main; raise SystemExit(main())", "download"]
+    done = subprocess.run(
+        [*command, "--output", str(folder), "--json"], env=environment, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert TOKEN not in done.stdout
+    document = json.loads(done.stdout)
     assert contents(folder) == contents(source)
+    assert [path for path in (tmp_path / "home").rglob("*") if path.is_file()] == []  # no second copy
     assert document["fetched_bytes"] == 60000
     assert document["files"].keys() == contents(source).keys()
-    assert run_here("--check") == (0, f"{folder}: 20 files are what was downloaded\n", "")
+    assert run("--check") == (0, f"{folder}: 20 files are what was downloaded\n", "")
     (folder / "DisPose.pth").unlink()
-    code, _, errors = run_here("--check")
+    code, _, errors = run("--check")
     assert (code, "  - DisPose.pth is missing\n" in errors) == (1, True)
-    code, output, _ = run_here("--check", "--json")
+    code, output, _ = run("--check", "--json")
     assert (code, json.loads(output)["problems"]) == (1, ["DisPose.pth is missing"])
-    assert "1 file is complete; still to fetch: mimicmotion" in run("--only", "dispose", "--revision", commit(1))
+    code, output, _ = run("--only", "dispose", "--revision", commit(1))
+    assert (code, "1 file is complete; still to fetch: mimicmotion" in output) == (0, True)
     for arguments in (("--only", "dwpos"), ("--check", "--dry-run")):
-        assert run_here(*arguments)[0] == 2
-    code, _, errors = run_here("--revision", "v1")
+        assert run(*arguments)[0] == 2
+    code, _, errors = run("--revision", "v1")
     assert (code, "NAME=REV" in errors) == (1, True)
 
 
 def test_ctrl_c_says_that_nothing_is_lost(
     hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def interrupt(*_: object) -> None:
+    def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("dispose_rt.cli.download._open_hub", lambda token: Hub(token, hub.endpoint))
     with monkeypatch.context() as patch:
-        patch.setattr(Hub, "fetch", interrupt)
+        patch.setattr(huggingface_hub.file_download, "http_get", interrupt)
         assert main(["download", "--output", str(tmp_path), "--only", "cmp"]) == 130
-    assert "the same command goes on where it stopped" in capsys.readouterr().err
+    assert "the same command fetches the rest" in capsys.readouterr().err
+    assert contents(tmp_path) == {}
     assert main(["download", "--output", str(tmp_path), "--only", "cmp", "--quiet"]) == 0
     assert capsys.readouterr() == ("", "")

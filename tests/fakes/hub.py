@@ -36,11 +36,11 @@ class FakeRepo:
 
 @dataclass
 class FakeHub:
-    """What the servers hold and what they were asked.
+    """What the servers hold, and the requests that they got.
 
     Attributes:
-        faults: per path, what happens to the next requests for its bytes, first one first: "cut N" sends N bytes and
-            hangs up, "status N" answers so, "flip" sends other bytes, "whole" ignores a wanted range, "silent" says
+        faults: per path, faults of the next GET requests for its bytes, in order: "cut N" sends N bytes and hangs up,
+            "status N" returns that status, "flip" sends other bytes, "whole" ignores a requested range, "silent" sends
             nothing. The last one stays when it ends with "!".
         requests: (method, path, headers) of every request.
     """
@@ -110,7 +110,7 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = True
 
     def handle_error(self, *_: object) -> None:
-        """Clients that hang up are part of the game."""
+        """Ignore clients that hang up: some tests do."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -142,8 +142,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
     def say_bytes(self, path: str, data: bytes, **headers: str) -> None:
-        """Bytes of a file, or what shall go wrong with them."""
-        fault, first, status = self.hub.fault(path), 0, 200
+        """Send a file's bytes, or the fault that is planned for them."""
+        fault, first, status = self.hub.fault(path) if self.command == "GET" else "", 0, 200
         if fault.startswith("status"):
             return self.say(int(fault.split()[1]))
         if fault == "silent":
@@ -179,7 +179,7 @@ class _Hub(_Handler):
 
     def describe(self, name: str, revision: str) -> None:
         repo = self.hub.repos.get(name)
-        if repo is None:  # as the hub does, for nobody shall learn which private ones there are
+        if repo is None:  # as the hub does, which hides what private ones there are
             return self.say(404 if self.headers.get("Authorization") else 401, X_Error_Code="RepoNotFound")
         found = repo.find(revision)
         if found is None:
