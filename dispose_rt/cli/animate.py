@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import DisposeError, InputError
 from ..settings import CONTROLS, PLACES, Settings
-from ..system.cache_folder import cache_folder
+from ..system.files import cache_folder
 from .console import Console
 from .exit_codes import ExitCode
 from .parser import add_debug, add_engines, add_json

@@ -13,7 +13,6 @@ import json
 import os
 import shlex
 import stat
-import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import ManifestError
+from ..system.files import atomic_write
 from ..system.json_reader import (
     checksum_of,
     expect_integer,
@@ -169,14 +169,8 @@ class _Memory:
             yield FileRecord(path, size, expect_text(digest, path)), (size, mtime, ctime, inode)
 
     def save(self, intact: dict[FileRecord, _Stamp]) -> None:
-        """Write the file under a temporary name, then rename it; a directory that is read-only stays as it is."""
+        """Write the file in one step; a read-only directory stays as it is."""
         entries = {file.path: [file.sha256, *stamp] for file, stamp in intact.items()}
         body = {"manifest": self._checksum, "files": entries, "checksum": checksum_of(entries)}
-        own = f"{os.getpid()}-{threading.get_ident()}"  # others may be writing theirs
-        temporary = self._path.with_name(f"{FILE_NAME}.{own}.part")
-        with contextlib.suppress(OSError):
-            try:
-                temporary.write_text(json.dumps(body, indent=1), encoding="utf-8")
-                temporary.replace(self._path)
-            finally:
-                temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError), atomic_write(self._path) as file:
+            file.write(json.dumps(body, indent=1).encode())

@@ -15,6 +15,7 @@ from typing import Any
 from .. import contract
 from ..contract import NETWORKS, SchedulerConstants, Sizes
 from ..errors import ManifestError
+from ..system.files import atomic_write
 from ..system.json_reader import (
     checksum_of,
     expect_choice,
@@ -166,19 +167,15 @@ def _readable_targets(body: Mapping[str, Any]) -> list[str]:
 
 
 def write_manifest(manifest: Manifest) -> Path:
-    """Write `manifest.json` under a temporary name, then rename it: nobody ever reads a part of it.
+    """Write `manifest.json` in one step.
 
     Raises:
         ManifestError: the disk is full, or nothing may be written there.
     """
     path = manifest.folder / FILE_NAME
-    temporary = path.with_suffix(".json.part")
     try:
-        try:
-            temporary.write_text(json.dumps(manifest.to_json(), indent=1) + "\n", encoding="utf-8")
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with atomic_write(path) as file:
+            file.write(f"{json.dumps(manifest.to_json(), indent=1)}\n".encode())
     except OSError as error:
         remedy = "Free space, or check the folder's permissions, and run the same command again."
         raise ManifestError(f"{path} cannot be written: {error}", remedy=remedy) from error
