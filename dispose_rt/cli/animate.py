@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import DisposeError, InputError
 from ..settings import CONTROLS, SETTINGS, Setting, Settings
-from ..system.cache_folder import cache_folder
+from ..system.files import cache_folder
 from .console import Console
 from .exit_codes import ExitCode
 from .parser import add_debug, add_engines, add_json

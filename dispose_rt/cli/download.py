@@ -151,7 +151,7 @@ def _parse_revisions(given: list[str], only: tuple[str, ...]) -> dict[str, str]:
 
 
 def _describe(plan: Plan) -> Iterator[str]:
-    from ..system.byte_counts import format_bytes
+    from ..system.files import format_bytes
 
     for one in plan.repositories:
         gate = ", gated" if one.repository.gated else ""

@@ -9,7 +9,7 @@ from typing import Any
 from ..contract import NETWORKS, Sizes, TensorSpec
 from ..engines.integrity import check_files
 from ..engines.manifest import Manifest, NetworkRecord, read_manifests
-from ..system.byte_counts import format_bytes
+from ..system.files import format_bytes
 from .console import Console
 from .exit_codes import ExitCode
 from .parser import add_debug, add_directory, add_json

@@ -16,8 +16,7 @@ from typing import Literal
 from .. import __version__
 from ..device import Gpu, find_gpus
 from ..errors import DeviceError, InputError
-from ..system.cache_folder import cache_folder
-from ..system.disk_space import free_disk_bytes
+from ..system.files import cache_folder, free_disk_bytes
 from ..system.memory import free_host_bytes
 
 NEEDED = {

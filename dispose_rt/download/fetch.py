@@ -17,8 +17,7 @@ from pathlib import Path
 from typing import Literal
 
 from ..errors import DownloadError, InputError
-from ..system.byte_counts import format_bytes
-from ..system.disk_space import free_disk_bytes
+from ..system.files import format_bytes, free_disk_bytes
 from .errors import GateClosedError, OfflineError
 from .files import Choice, Repository, WantedFile, owner_of, select_repositories
 from .hub import Contents, Hub, RemoteFile

@@ -15,8 +15,8 @@ from typing import Any
 
 from .. import contract
 from ..contract import NETWORKS, SchedulerConstants, Sizes
-from ..errors import ManifestError, OutputError
-from ..system.files import save_bytes
+from ..errors import ManifestError
+from ..system.files import atomic_write
 from ..system.json_reader import (
     Reader,
     an_object,
@@ -179,17 +179,18 @@ def _readable_targets(body: Mapping[str, Any]) -> list[str]:
 
 
 def write_manifest(manifest: Manifest) -> Path:
-    """Write `manifest.json` under a temporary name and rename it, so that no one ever reads a part of it.
+    """Write `manifest.json` in one step.
 
     Raises:
         ManifestError: the disk is full, or nothing may be written there.
     """
     path = manifest.folder / FILE_NAME
     try:
-        return save_bytes(path, json.dumps(manifest.to_json(), indent=1).encode() + b"\n")
-    except OutputError as error:
+        with atomic_write(path) as file:
+            file.write(f"{json.dumps(manifest.to_json(), indent=1)}\n".encode())
+    except OSError as error:
         remedy = "Free space, or check the folder's permissions, and run the same command again."
-        raise ManifestError(f"{path} cannot be written: {error.__cause__}", remedy=remedy) from error
+        raise ManifestError(f"{path} cannot be written: {error}", remedy=remedy) from error
 
 
 def read_manifest(folder: str | os.PathLike[str]) -> Manifest:

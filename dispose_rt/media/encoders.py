@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from fractions import Fraction
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,8 @@ from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 
 from ..types import U8
 
+FORMATS = {".mp4": "mp4", ".m4v": "ipod", ".mov": "mov", ".mkv": "matroska", ".webm": "webm", ".gif": "gif"}
+"""FFmpeg's names of the containers, by the suffix of the output."""
 CRF = "18"
 """x264's constant quality: 18 is usually taken as visually lossless."""
 VP9_CRF = "24"
@@ -29,9 +30,9 @@ _VP9_OPTIONS = {"crf": VP9_CRF, "b": "0", "deadline": "good", "cpu-used": "4", "
 _BT709 = 1  # ISO/IEC 23091-2 code point of primaries, transfer and matrix alike
 
 
-def container_options(path: Path) -> dict[str, str]:
-    """Put the index in front, so that a browser can start to play before it has the whole file."""
-    return {"movflags": "+faststart"} if path.suffix.lower() in (".mp4", ".m4v", ".mov") else {}
+def container_options(suffix: str) -> dict[str, str]:
+    """Options of the container: the index in front, so that a browser plays before it has the whole file."""
+    return {"movflags": "+faststart"} if suffix in (".mp4", ".m4v", ".mov") else {}
 
 
 def add_stream(container: Any, suffix: str, rate: Fraction, shape: tuple[int, int, int], uneven: bool) -> Any:

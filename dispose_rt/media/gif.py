@@ -115,7 +115,10 @@ def _write(path: Path, spool: Any, palette: Any, end_s: Fraction, is_abandoned: 
         stamps = [packet.pts for packet in source.demux(video=0) if packet.size]
         last_ticks = max(SHORTEST_TICKS, round(end_s * TICKS_PER_S) - round(max(stamps) * TICKS_PER_S / 1000))
     spool.seek(0)
-    with av.open(spool) as source, av.open(f"file:{path}", "w", options={"final_delay": str(last_ticks)}) as container:
+    with (
+        av.open(spool) as source,
+        av.open(f"file:{path}", "w", "gif", options={"final_delay": str(last_ticks)}) as container,
+    ):
         video = source.streams.video[0]
         graph, pictures, sink = _make_painter(video.width, video.height, palette)
         stream = container.add_stream("gif", rate=TICKS_PER_S)

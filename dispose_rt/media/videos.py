@@ -19,9 +19,9 @@ from ..errors import InputError
 from ..types import U8
 from .animated_webp import is_animated_webp, probe_webp, read_webp_frames, read_webp_stamps
 from .containers import probe_file, read_frames, read_stamps
-from .files import find_file
 from .folders import digest_file, digest_pictures, list_pictures
 from .images import ImageSource, PilImage, read_image
+from .inputs import find_file
 from .time_stamps import Stamps, time_frames
 
 DEFAULT_FPS = 24.0

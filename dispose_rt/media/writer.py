@@ -20,11 +20,12 @@ import av
 import numpy as np
 
 from ..errors import InputError, InputWarning, OutputError
+from ..system.files import atomic_write, remove_leftovers
 from ..types import U8
-from .encoders import TICKS_PER_S, add_stream, container_options, encode, pad_to_even
-from .files import find_file
+from .encoders import FORMATS, TICKS_PER_S, add_stream, container_options, encode, pad_to_even
 from .gif import write_gif
-from .outputs import PartFile, check_output_path, explain_failure
+from .inputs import find_file
+from .outputs import check_output_path, explain_failure
 from .sound import Sound, has_sound
 
 MAX_FPS = 1000.0
@@ -80,7 +81,8 @@ class VideoWriter:
         self._audio = None if audio is None else find_file(audio, "video")
         self._shape = (height, width, 3)
         self._rate = Fraction(fps).limit_denominator(1001)
-        self._part = PartFile(self.path)
+        self._part = ""
+        self._closing = ExitStack()
         self._queue: queue.Queue[Any] = queue.Queue(QUEUED_FRAMES)
         self._thread = threading.Thread(target=self._work, name="video encoder", daemon=True)
         self._failure: Exception | None = None
@@ -97,9 +99,11 @@ class VideoWriter:
         if self._audio is not None and not has_sound(self._audio):
             self._audio = None
         try:
-            self._part.create()
+            remove_leftovers(self.path.parent, self.path.name)
+            self._part = self._closing.enter_context(atomic_write(self.path, durable=True)).name
         except OSError as error:
             raise OutputError(explain_failure(self.path, error)) from error
+        self._closing.callback(self._stop)
         self._thread.start()
         return self
 
@@ -107,14 +111,16 @@ class VideoWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Finish the file, or remove it if the block failed."""
-        finished = False
+        if kind is not None:
+            self._closing.__exit__(kind, error, trace)
+            return
         try:
-            if kind is None:
+            with self._closing:
                 self._finish()
-                finished = True
-        finally:
-            if not finished:
-                self._discard()
+        except OSError as problem:
+            raise OutputError(explain_failure(self.path, problem)) from problem
+        if self._sound_problem:
+            warnings.warn(f"the sound of {self._audio}: {self._sound_problem}", InputWarning, stacklevel=3)
 
     def write(self, frame: U8, time_s: Fraction | float | None = None) -> None:
         """Hand over the next frame; waits only while `QUEUED_FRAMES` of them are waiting already.
@@ -164,34 +170,27 @@ class VideoWriter:
         self._queue.put(None)
         self._thread.join()
         self._raise_failure()
-        try:
-            self._part.commit()
-        except OSError as error:
-            raise OutputError(explain_failure(self.path, error)) from error
-        if self._sound_problem:
-            warnings.warn(f"the sound of {self._audio}: {self._sound_problem}", InputWarning, stacklevel=4)
 
-    def _discard(self) -> None:
-        """End the thread at once and remove what it wrote."""
+    def _stop(self) -> None:
+        """End the thread at once."""
         self._abandoned.set()
         if self._thread.is_alive():
             self._queue.put(None)
             self._thread.join()
-        self._part.discard()
 
     def _raise_failure(self) -> None:
         if self._failure is not None:
             raise OutputError(explain_failure(self.path, self._failure)) from self._failure
 
     def _work(self) -> None:
-        """Body of the thread. At an early end it goes on emptying the queue, so that nobody waits for a full one."""
+        """Body of the thread. After a failure it goes on emptying the queue, so that `write` never waits for good."""
         frames = self._take_frames()
         try:
             if self._suffix == ".gif":
-                write_gif(self._part.path, frames, self._rate, self._abandoned.is_set)
+                write_gif(Path(self._part), frames, self._rate, self._abandoned.is_set)
             else:
                 self._write_streams(frames)
-        except Exception as error:  # whatever it is, it is raised again in the caller's thread
+        except Exception as error:  # raised again in the caller's thread
             self._failure = error
         for _ in frames:
             pass
@@ -208,8 +207,8 @@ class VideoWriter:
             return
         is_uneven = head[0][1] is not None
         with ExitStack() as stack:
-            container = av.open(f"file:{self._part.path}", "w", options=container_options(self.path))
-            stack.enter_context(container)
+            name, options = f"file:{self._part}", container_options(self._suffix)
+            container = stack.enter_context(av.open(name, "w", FORMATS[self._suffix], options=options))
             stream = add_stream(container, self._suffix, self._rate, self._shape, is_uneven)
             sound = None
             if self._audio is not None:

@@ -1,19 +1,73 @@
-"""Small files that appear under their names only when they are complete."""
+"""Files that are whole or absent, room on the disk, and the folder for caches."""
 
 from __future__ import annotations
 
-import contextlib
 import os
+import re
+import secrets
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any, BinaryIO
 
-from ..errors import OutputError
+from ..errors import InputError, OutputError
+
+try:
+    import fcntl
+except ImportError:  # Windows has no such locks; there only the age of a part file says that it was left behind
+    fcntl = None  # type: ignore[assignment]
+
+STALE_AFTER_S = 60
+"""A part file that changed within this time is never taken for one that was left behind, in seconds."""
+_STEM_CHARACTERS = 60
+"""How much of a target's name its part file repeats: four bytes each, and a file name has at most 255."""
+_PART = re.compile(r"\.(.+)\.[0-9a-f]{8}\.part", re.DOTALL)
+
+
+@contextmanager
+def atomic_write(target: Path, *, durable: bool = False) -> Iterator[BinaryIO]:
+    """Replace a file in one step: its name shows the old contents or all of the new ones, never a part of them.
+
+    The data goes to a hidden file in the same folder, which is new (a link that lies in wait under its name is not
+    followed) and locked while it is written. It is renamed when the `with` block ends, and removed when the block
+    raises, whatever it raises. Only a killed process leaves it behind; see `remove_leftovers`.
+
+    Args:
+        target: path of the file. Its folder must exist.
+        durable: whether the data must reach the disk before the name does. It costs a disk access, and is for files
+            that took long to make.
+
+    Yields:
+        The open part file. Libraries that write by name take its `name`.
+
+    Raises:
+        OSError: the file cannot be written or renamed.
+    """
+    part = target.with_name(f".{target.name[:_STEM_CHARACTERS]}.{secrets.token_hex(4)}.part")
+    with part.open("xb") as file:
+        try:
+            _try_lock(file.fileno())
+            yield file
+            file.flush()
+            if durable:
+                os.fsync(file.fileno())
+            file.close()  # Windows renames no open file
+            part.replace(target)
+        except BaseException:
+            with suppress(OSError):
+                file.close()
+            with suppress(OSError):
+                part.unlink(missing_ok=True)
+            raise
 
 
 def save_bytes(target: Path, data: bytes) -> Path:
-    """Write a file under a temporary name and rename it; the folder is created where missing.
+    """Write a file in one step; the folder is created where missing.
 
     Args:
-        target: where to; an existing file is replaced.
+        target: path of the file; an existing one is replaced.
         data: all of it.
 
     Returns:
@@ -22,14 +76,84 @@ def save_bytes(target: Path, data: bytes) -> Path:
     Raises:
         OutputError: the file cannot be written.
     """
-    part = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        part.write_bytes(data)
-        part.replace(target)
+        with atomic_write(target) as file:
+            file.write(data)
     except OSError as error:
         raise OutputError(f"{target} cannot be written: {error}; pass a path in a writable folder") from error
-    finally:
-        with contextlib.suppress(OSError):  # nothing to clean up where nothing could be written
-            part.unlink(missing_ok=True)
     return target
+
+
+def remove_leftovers(folder: Path, name: str | None = None) -> None:
+    """Remove the part files of killed processes: those that are not locked and did not change for a minute.
+
+    Args:
+        folder: an existing directory.
+        name: of the file that was to be written; None stands for all.
+
+    Raises:
+        OSError: the folder cannot be read.
+    """
+    for entry in os.scandir(folder):
+        found = _PART.fullmatch(entry.name)
+        if found and (name is None or found[1] == name[:_STEM_CHARACTERS]):
+            with suppress(OSError):  # another user's, or another process was faster
+                if time.time() - entry.stat().st_mtime > STALE_AFTER_S and _is_unlocked(entry.path):
+                    Path(entry.path).unlink()
+
+
+def _try_lock(descriptor: int) -> bool:
+    locks: Any = fcntl
+    if locks is None:
+        return True
+    try:
+        locks.flock(descriptor, locks.LOCK_EX | locks.LOCK_NB)
+    except OSError:  # held by another process, or a file system without locks
+        return False
+    return True
+
+
+def _is_unlocked(path: str) -> bool:
+    descriptor = os.open(path, os.O_RDWR)
+    try:
+        return _try_lock(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def free_disk_bytes(folder: Path) -> int:
+    """Free bytes of the file system that holds a folder, or would hold it."""
+    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    return shutil.disk_usage(existing).free
+
+
+def format_bytes(count: int) -> str:
+    """Write a number of bytes for people, for example "3.1 GB" or "512 bytes"."""
+    size, units = float(count), iter(("bytes", "KB", "MB", "GB", "TB"))
+    unit = next(units)
+    while size >= 1000 and unit != "TB":
+        size, unit = size / 1000, next(units)
+    return f"{count} bytes" if unit == "bytes" else f"{size:.1f} {unit}"
+
+
+def cache_folder(name: str) -> Path:
+    """Find the folder for one kind of data that can be made again; it need not exist.
+
+    Args:
+        name: the kind, for example "poses".
+
+    Returns:
+        `$XDG_CACHE_HOME/dispose-rt/NAME`, or `~/.cache/dispose-rt/NAME` where the variable is unset, empty, or not
+        absolute (its specification says to ignore it then).
+
+    Raises:
+        InputError: the variable does not help, and the user has no home.
+    """
+    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    if not base.is_absolute():
+        try:
+            base = Path.home() / ".cache"
+        except RuntimeError as error:
+            raise InputError("there is no home folder; set XDG_CACHE_HOME to a folder for caches") from error
+    return base / "dispose-rt" / name

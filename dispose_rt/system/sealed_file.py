@@ -5,10 +5,10 @@ A cache only saves time, so neither reading nor writing one may fail a run.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import os
 from pathlib import Path
+
+from .files import atomic_write
 
 _DIGEST_BYTES = hashlib.sha256().digest_size
 
@@ -24,13 +24,10 @@ def read_sealed(path: Path) -> bytes | None:
 
 
 def write_sealed(path: Path, payload: bytes) -> bool:
-    """Write under a temporary name, then rename. Returns False where the folder cannot be written."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.part")  # other processes may be writing theirs
+    """Write a payload with its digest in one step; return False where the folder cannot be written."""
     try:
-        temporary.write_bytes(hashlib.sha256(payload).digest() + payload)
-        temporary.replace(path)
+        with atomic_write(path) as file:
+            file.write(hashlib.sha256(payload).digest() + payload)
     except OSError:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
         return False
     return True

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import warnings
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,11 +12,14 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+import tifffile
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageCms, ImageOps
 
-from dispose_rt.errors import InputError
-from dispose_rt.media import PilImage, headers, images, read_image
+from dispose_rt.errors import InputError, InputWarning
+from dispose_rt.media import PilImage, images, read_image
+
+from .conftest import package_file
 
 Golden = Callable[[str], dict[str, NDArray[Any]]]
 RNG_SHAPE = (24, 40, 3)
@@ -47,12 +52,10 @@ def test_a_strided_array_becomes_contiguous(pixels: NDArray[np.uint8]) -> None:
     np.testing.assert_array_equal(image, pixels[::2, ::-1])
 
 
-@pytest.mark.parametrize("axis", [False, True])
-def test_grey_is_replicated(pixels: NDArray[np.uint8], axis: bool) -> None:
+def test_grey_is_replicated(pixels: NDArray[np.uint8]) -> None:
     grey = pixels[:, :, 0]
-    image = read_image(grey[:, :, None] if axis else grey)
-    for channel in range(3):
-        np.testing.assert_array_equal(image[:, :, channel], grey)
+    for form in (grey, grey[:, :, None]):
+        np.testing.assert_array_equal(read_image(form), np.stack([grey] * 3, axis=-1))
 
 
 def test_alpha_is_laid_on_white() -> None:
@@ -75,83 +78,251 @@ def test_lossless_files_are_exact(pixels: NDArray[np.uint8], tmp_path: Path, suf
     np.testing.assert_array_equal(read_image(str(path)), pixels)
 
 
-@pytest.mark.parametrize("suffix", [".png", ".webp"])
+@pytest.mark.parametrize("suffix", [".png", ".webp", ".avif"])
 def test_transparent_files_are_laid_on_white(tmp_path: Path, suffix: str) -> None:
     rgba = np.random.default_rng(2).integers(0, 256, (16, 16, 4), dtype=np.uint8)
     rgba[:8, :, 3] = 0
-    Image.fromarray(rgba).save(
-        tmp_path / f"cut{suffix}", **({"lossless": True, "exact": True} if suffix == ".webp" else {})
-    )
-    np.testing.assert_array_equal(read_image(tmp_path / f"cut{suffix}"), read_image(rgba))
+    options: dict[str, Any] = {".webp": {"lossless": True, "exact": True}, ".avif": {"quality": 100}}.get(suffix, {})
+    Image.fromarray(rgba).save(tmp_path / f"cut{suffix}", **options)
+    stored = rgba if suffix != ".avif" else np.asarray(Image.open(tmp_path / "cut.avif"))  # its colours are not exact
+    np.testing.assert_array_equal(read_image(tmp_path / f"cut{suffix}"), read_image(stored))
 
 
-@pytest.mark.parametrize(
-    ("mode", "suffix"),
-    [
-        *((mode, ".png") for mode in ("1", "L", "LA", "P")),
-        *((mode, ".tiff") for mode in ("1", "L", "LA", "P", "CMYK")),
-        *((mode, ".jpg") for mode in ("1", "L", "CMYK")),
-    ],
-)
-def test_colour_modes_of_files(tmp_path: Path, mode: str, suffix: str) -> None:
-    path = tmp_path / f"image{suffix}"
-    Image.fromarray(smooth_pixels()).convert(mode).save(path)
-    expected = np.asarray(Image.open(path).convert("RGB"))
-    # without a colour profile CMYK has no one true conversion; what matters is that ink is not taken for transparency
-    tolerance = 40 if mode == "CMYK" else 1
-    assert np.abs(read_image(path).astype(int) - expected).max() <= tolerance
+@pytest.mark.parametrize("suffix", [".png", ".tiff", ".jpg", ".bmp", ".gif"])
+def test_colour_modes_of_files(tmp_path: Path, suffix: str) -> None:
+    modes = {".jpg": ("1", "L", "CMYK"), ".tiff": ("1", "L", "LA", "P", "CMYK"), ".png": ("1", "L", "LA", "P")}
+    wrong = []
+    for mode in modes.get(suffix, ("1", "L", "P")):
+        path = tmp_path / f"{mode}{suffix}"
+        Image.fromarray(smooth_pixels()).convert(mode).save(path)
+        expected = np.asarray(Image.open(path).convert("RGB"))
+        # without a profile CMYK has no one true conversion, and TIFF is OpenCV's; ink must not count as transparency
+        tolerance = 40 if (mode, suffix) == ("CMYK", ".tiff") else 0
+        if np.abs(read_image(path).astype(int) - expected).max() > tolerance:
+            wrong.append(mode)
+    assert wrong == []
 
 
-def test_a_transparent_palette(tmp_path: Path) -> None:
-    stored = Image.fromarray(smooth_pixels()).convert("P")
-    path = tmp_path / "palette.png"
+@pytest.mark.parametrize(("mode", "suffix"), [("P", ".png"), ("P", ".gif"), ("L", ".png"), ("RGB", ".png")])
+def test_a_transparent_colour(tmp_path: Path, mode: str, suffix: str) -> None:
+    stored = Image.fromarray(smooth_pixels()).convert(mode)
+    path = tmp_path / f"stored{suffix}"
     stored.save(path, transparency=stored.getpixel((0, 0)))
     image = read_image(path)
     assert (image[0, 0] == 255).all()
     np.testing.assert_array_equal(image[0, 60], np.asarray(stored.convert("RGB"))[0, 60])
 
 
-def test_sixteen_bits_are_scaled(tmp_path: Path) -> None:
+def test_opencv_decodes_the_same_pixels(jpeg_photo: Path, tmp_path: Path) -> None:
+    """Pillow's pixels are those of a decoder of another build, at the time of writing to the last bit."""
+    part = Image.open(jpeg_photo).convert("RGB").crop((100, 100, 357, 291))
+    kinds: dict[str, dict[str, Any]] = {
+        "plain.jpg": {},
+        "fine.jpg": {"quality": 97, "subsampling": 0},
+        "progressive.jpg": {"progressive": True},
+        "grey.jpg": {},
+        "lossy.webp": {"quality": 70},
+        "256.gif": {},
+    }
+    wrong = {}
+    for name, options in kinds.items():
+        (part.convert("L") if name == "grey.jpg" else part).save(tmp_path / name, **options)
+        expected = cv2.imread(str(tmp_path / name))[:, :, ::-1]
+        difference = np.abs(read_image(tmp_path / name).astype(int) - expected)
+        if difference.max() > 4 or difference.mean() > 0.5:
+            wrong[name] = difference.max()
+    assert wrong == {}
+
+
+def test_the_first_picture_of_several_is_taken(pixels: NDArray[np.uint8], tmp_path: Path) -> None:
+    first, second = Image.fromarray(pixels), Image.fromarray(255 - pixels)
+    for kind in ("png", "tiff", "webp", "gif", "mpo"):
+        path = tmp_path / f"two.{kind}"
+        first.save(path, save_all=True, append_images=[second], **({"lossless": True} if kind == "webp" else {}))
+        first.save(tmp_path / "one.jpg" if kind == "mpo" else tmp_path / f"one.{kind}", lossless=True)
+        one = read_image(tmp_path / ("one.jpg" if kind == "mpo" else f"one.{kind}"))
+        np.testing.assert_array_equal(read_image(path), one, err_msg=kind)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tiff", ".jp2"])
+def test_sixteen_bits_are_scaled(tmp_path: Path, suffix: str) -> None:
     levels = np.arange(65536, dtype=np.uint16).reshape(256, 256)
     nearest = np.floor(levels / 257 + 0.5).astype(np.uint8)
-    cv2.imwrite(str(tmp_path / "grey.png"), levels)
+    cv2.imwrite(str(tmp_path / f"grey{suffix}"), levels)
     colour = np.stack([levels, levels[::-1], levels[:, ::-1]], axis=-1)
-    cv2.imwrite(str(tmp_path / "colour.png"), colour[:, :, ::-1])
-    np.testing.assert_array_equal(read_image(tmp_path / "grey.png")[:, :, 1], nearest)
+    cv2.imwrite(str(tmp_path / f"colour{suffix}"), colour[:, :, ::-1])
+    np.testing.assert_array_equal(read_image(tmp_path / f"grey{suffix}")[:, :, 1], nearest)
     expected = np.stack([nearest, nearest[::-1], nearest[:, ::-1]], axis=-1)
-    np.testing.assert_array_equal(read_image(tmp_path / "colour.png"), expected)
-    with Image.open(tmp_path / "grey.png") as opened:
+    np.testing.assert_array_equal(read_image(tmp_path / f"colour{suffix}"), expected)
+    with Image.open(tmp_path / f"grey{suffix}") as opened:
         np.testing.assert_array_equal(read_image(opened)[:, :, 1], nearest)
 
 
-@pytest.mark.parametrize("orientation", range(1, 9))
-@pytest.mark.parametrize("kind", ["jpg", "png", "webp", "tiff", "rgba.png", "rgba.webp"])
-def test_exif_orientation_of_files(tmp_path: Path, kind: str, orientation: int) -> None:
+def test_sixteen_bits_with_transparency(tmp_path: Path) -> None:
+    deep = np.random.default_rng(4).integers(0, 65536, (9, 12, 4), dtype=np.uint16)
+    cv2.imwrite(str(tmp_path / "deep.png"), deep[:, :, [2, 1, 0, 3]])
+    np.testing.assert_array_equal(read_image(tmp_path / "deep.png"), read_image(np.round(deep / 257).astype(np.uint8)))
+
+
+def test_sixteen_bit_channels_one_after_the_other_are_refused(tmp_path: Path) -> None:
+    """OpenCV would return two channels of noise."""
+    planes = np.random.default_rng(4).integers(0, 65536, (3, 9, 12), dtype=np.uint16)
+    tifffile.imwrite(tmp_path / "planes.tiff", planes, photometric="rgb", planarconfig="separate")
+    with pytest.raises(InputError, match=r"planes\.tiff stores its 16-bit channels one after the other.*PNG"):
+        read_image(tmp_path / "planes.tiff")
+    small = (planes >> 8).astype(np.uint8)
+    tifffile.imwrite(tmp_path / "small.tiff", small, photometric="rgb", planarconfig="separate")
+    np.testing.assert_array_equal(read_image(tmp_path / "small.tiff"), small.transpose(1, 2, 0))
+
+
+@pytest.mark.parametrize("kind", ["jpg", "png", "webp", "tiff", "rgba.png", "rgba.webp", "deep.png", "deep.tiff"])
+def test_exif_orientation_of_files(tmp_path: Path, kind: str) -> None:
     stored = smooth_pixels()
     if kind.startswith("rgba"):
         alpha = np.full((48, 80, 1), 255, np.uint8)
         alpha[40:] = 0
         stored = np.concatenate([stored, alpha], axis=2)
-    exif = Image.Exif()
-    exif[0x0112] = orientation
+    image = Image.fromarray(stored)
+    if kind.startswith("deep"):
+        image = Image.fromarray(stored[:, :, 0].astype(np.uint16) * 257)
     path = tmp_path / f"turned.{kind}"
-    Image.fromarray(stored).save(path, exif=exif, **({"quality": 95} if kind == "jpg" else {"lossless": True}))
-    with Image.open(path) as opened:
-        shown = ImageOps.exif_transpose(opened)
-        ground = Image.new("RGBA", shown.size, "white")
-        expected = np.asarray(Image.alpha_composite(ground, shown.convert("RGBA")).convert("RGB"))
-    image = read_image(path)
-    assert image.flags.c_contiguous
-    assert image.shape == expected.shape == ((80, 48, 3) if orientation >= 5 else (48, 80, 3))
-    assert np.abs(image.astype(int) - expected).max() <= (4 if kind == "jpg" else 0)
+    wrong = []
+    for orientation in range(1, 9):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        image.save(path, exif=exif, **({"quality": 95} if kind == "jpg" else {"lossless": True}))
+        with Image.open(path) as opened:
+            if kind.startswith("deep"):  # of which Pillow does not turn each
+                image.getexif()[0x0112] = orientation
+                expected = read_image(image)
+            else:
+                expected = read_image(np.asarray(ImageOps.exif_transpose(opened)))
+        if not kind.startswith("deep"):
+            with Image.open(path) as opened:
+                np.testing.assert_array_equal(read_image(opened), expected)
+        got = read_image(path)
+        assert got.flags.c_contiguous
+        if (
+            got.shape != expected.shape
+            or not (got == expected).all()
+            or (got.shape == (80, 48, 3)) != (orientation >= 5)
+        ):
+            wrong.append(orientation)
+    assert wrong == []
 
 
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_orientation_of_pil_images(pixels: NDArray[np.uint8], orientation: int) -> None:
-    image = Image.fromarray(pixels)
-    image.getexif()[0x0112] = orientation
-    expected = np.asarray(ImageOps.exif_transpose(image))
-    np.testing.assert_array_equal(read_image(image), expected)
+def test_exif_orientation_of_pil_images(pixels: NDArray[np.uint8]) -> None:
+    for orientation in range(1, 9):
+        image = Image.fromarray(pixels)
+        image.getexif()[0x0112] = orientation
+        expected = np.asarray(ImageOps.exif_transpose(image))
+        np.testing.assert_array_equal(read_image(image), expected, err_msg=str(orientation))
+
+
+def test_a_damaged_exif_block_turns_nothing(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010F] = 6, "maker" * 9
+    image, wrong = Image.fromarray(smooth_pixels()), []
+    for at in range(6, len(exif.tobytes())):
+        damaged = bytearray(exif.tobytes())
+        damaged[at] ^= 0xFF
+        for cut in (damaged, damaged[:at]):
+            image.save(tmp_path / "a.jpg", exif=bytes(cut), quality=95)
+            if read_image(tmp_path / "a.jpg").shape not in ((48, 80, 3), (80, 48, 3)):
+                wrong.append(at)
+    assert wrong == []
+
+
+# --- colour profiles ---
+
+
+def profile_of(path: Path) -> bytes:
+    with Image.open(path) as image:
+        return bytes(image.info["icc_profile"])
+
+
+@pytest.fixture(scope="session")
+def adobe_rgb(jpeg_photo: Path) -> bytes:
+    return profile_of(jpeg_photo)
+
+
+@pytest.fixture(scope="session")
+def grey_profile() -> bytes:
+    return profile_of(package_file("scikit-image", "skimage/data/page.png"))
+
+
+def test_adobe_rgb_becomes_srgb(jpeg_photo: Path) -> None:
+    """Against the definitions (Adobe RGB (1998) 4.3.4 and 4.3.5, IEC 61966-2-1) in floating point."""
+    with Image.open(jpeg_photo) as opened:
+        stored = np.asarray(opened.convert("RGB")) / 255
+        np.testing.assert_array_equal(read_image(opened), read_image(jpeg_photo))
+    adobe = [[0.57667, 0.18556, 0.18823], [0.29734, 0.62736, 0.07529], [0.02703, 0.07069, 0.99134]]
+    srgb = [[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]
+    linear = np.clip(stored ** (563 / 256) @ np.transpose(np.linalg.inv(srgb) @ adobe), 0, 1)
+    expected = 255 * np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
+    difference = np.abs(read_image(jpeg_photo) - expected)
+    assert difference.mean() < 0.6
+    assert np.quantile(difference, 0.99) < 2
+    assert np.abs(255 * stored - expected).mean() > 4
+
+
+def test_profiles_reach_all_kinds_of_pictures(tmp_path: Path, adobe_rgb: bytes) -> None:
+    expected = read_image(_with(Image.fromarray(smooth_pixels()), adobe_rgb))
+    assert (expected != smooth_pixels()).any()
+    cv2.imwrite(str(tmp_path / "deep.png"), smooth_pixels()[:, :, ::-1].astype(np.uint16) * 257)
+    data = (tmp_path / "deep.png").read_bytes()
+    body = b"iCCPx\0\0" + zlib.compress(adobe_rgb)
+    chunk = (len(body) - 4).to_bytes(4, "big") + body + zlib.crc32(body).to_bytes(4, "big")
+    (tmp_path / "deep.png").write_bytes(data[:33] + chunk + data[33:])
+    picture = Image.fromarray(smooth_pixels())
+    for name, image in {"a.png": picture, "a.tiff": picture, "a.webp": picture, "p.png": picture.quantize(16)}.items():
+        image.save(tmp_path / name, icc_profile=adobe_rgb, lossless=True)
+    for path in sorted(tmp_path.iterdir()):
+        np.testing.assert_array_equal(read_image(path), expected, err_msg=path.name)
+
+
+def test_a_profile_leaves_transparency_alone(tmp_path: Path, adobe_rgb: bytes) -> None:
+    rgba = np.dstack([smooth_pixels(), np.full((48, 80), 255, np.uint8)])
+    rgba[:, :10, 3] = 0
+    Image.fromarray(rgba).save(tmp_path / "a.png", icc_profile=adobe_rgb)
+    image = read_image(tmp_path / "a.png")
+    assert (image[:, :10] == 255).all()
+    np.testing.assert_array_equal(image[:, 10:], read_image(_with(Image.fromarray(smooth_pixels()), adobe_rgb))[:, 10:])
+
+
+def test_a_grey_profile(grey_profile: bytes) -> None:
+    """Dot gain darkens: the stored values stand for lighter ones in the middle, for the same at both ends."""
+    ramp = Image.fromarray(np.arange(256, dtype=np.uint8)[None])
+    grey = read_image(_with(ramp, grey_profile))[0].astype(int)
+    assert (grey == grey[:, :1]).all()
+    assert (np.diff(grey[:, 0]) >= 0).all()
+    assert grey[[0, 255], 0].tolist() == [0, 255]
+    assert np.abs(grey[:, 0] - np.arange(256)).max() > 10
+
+
+def test_a_profile_for_other_pictures_is_left_alone(adobe_rgb: bytes, grey_profile: bytes) -> None:
+    colour = Image.fromarray(smooth_pixels())
+    for image, profile in ((colour, grey_profile), (colour.convert("CMYK"), adobe_rgb)):
+        np.testing.assert_array_equal(read_image(_with(image, profile)), np.asarray(image.convert("RGB")))
+
+
+def test_srgb_by_any_name_changes_no_pixel(photo: Path) -> None:
+    ours = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    values = np.stack(np.meshgrid(*[np.arange(0, 256, 5, dtype=np.uint8)] * 3), -1).reshape(52, -1, 3)
+    for profile in (ours, profile_of(photo)):
+        np.testing.assert_array_equal(read_image(_with(Image.fromarray(values), profile)), values)
+
+
+def test_a_damaged_profile_is_reported(tmp_path: Path, adobe_rgb: bytes) -> None:
+    for profile in (b"no profile", adobe_rgb[:200]):
+        Image.fromarray(smooth_pixels()).save(tmp_path / "a.png", icc_profile=profile)
+        with pytest.warns(InputWarning, match=r"a\.png has a damaged colour profile .* taken for sRGB"):
+            np.testing.assert_array_equal(read_image(tmp_path / "a.png"), smooth_pixels())
+
+
+def _with(image: Image.Image, profile: bytes) -> Image.Image:
+    image.info["icc_profile"] = profile
+    return image
 
 
 @pytest.mark.parametrize("value", [0, 9, 65535])
@@ -184,12 +355,8 @@ def test_the_result_of_a_pil_image_can_be_written(pixels: NDArray[np.uint8]) -> 
     assert (image[0, 0] == 7).all()
 
 
-def test_a_real_photograph(photo: Path, jpeg_photo: Path) -> None:
+def test_a_real_photograph(photo: Path) -> None:
     np.testing.assert_array_equal(read_image(photo), np.asarray(Image.open(photo).convert("RGB")))
-    # libjpeg builds differ in their inverse DCT and colour upsampling by a few levels
-    decoded, expected = read_image(jpeg_photo), np.asarray(Image.open(jpeg_photo).convert("RGB"))
-    assert decoded.shape == expected.shape
-    assert np.abs(decoded.astype(int) - expected).mean() < 0.5
 
 
 def test_bytes_behind_a_complete_jpeg_are_ignored(jpeg_photo: Path, tmp_path: Path) -> None:
@@ -198,18 +365,33 @@ def test_bytes_behind_a_complete_jpeg_are_ignored(jpeg_photo: Path, tmp_path: Pa
     np.testing.assert_array_equal(read_image(tmp_path / "motion.jpg"), read_image(jpeg_photo))
 
 
-@pytest.mark.parametrize("part", [0.3, 0.7, 0.999])
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP", "TIFF"])
-def test_truncated_files_are_refused_quietly(
-    tmp_path: Path, kind: str, part: float, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_truncated_files_are_refused_quietly(tmp_path: Path, kind: str, capfd: pytest.CaptureFixture[str]) -> None:
     buffer = io.BytesIO()
     Image.fromarray(np.random.default_rng(1).integers(0, 256, (200, 300, 3), dtype=np.uint8)).save(buffer, kind)
     path = tmp_path / "cut.img"
-    path.write_bytes(buffer.getvalue()[: int(len(buffer.getvalue()) * part)])
-    with pytest.raises(InputError, match="cannot be decoded" if kind in ("BMP", "TIFF") else "truncated"):
-        read_image(path)
+    for part in (0.3, 0.7, 0.999):
+        path.write_bytes(buffer.getvalue()[: int(len(buffer.getvalue()) * part)])
+        with pytest.raises(InputError, match="cannot be decoded" if kind in ("BMP", "TIFF") else "truncated"):
+            read_image(path)
     assert capfd.readouterr() == ("", "")
+
+
+def test_damage_in_a_png_is_found(pixels: NDArray[np.uint8], tmp_path: Path) -> None:
+    """Pillow alone would show what is left of most."""
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    data = bytearray((tmp_path / "a.png").read_bytes())
+    accepted = []
+    for at in range(40, len(data) - 12, 97):
+        damaged = data.copy()
+        damaged[at] ^= 4
+        (tmp_path / "a.png").write_bytes(damaged)
+        try:
+            read_image(tmp_path / "a.png")
+            accepted.append(at)
+        except InputError:
+            continue
+    assert accepted == []
 
 
 def test_the_end_of_a_thumbnail_is_not_the_end_of_the_photo(jpeg_photo: Path, tmp_path: Path) -> None:
@@ -226,45 +408,49 @@ def test_the_end_of_a_thumbnail_is_not_the_end_of_the_photo(jpeg_photo: Path, tm
 def test_decoding_leaves_opencv_logging_as_it_was(photo: Path, tmp_path: Path) -> None:
     before = images._set_log_level(2)
     try:
-        read_image(photo)
-        (tmp_path / "no.png").write_bytes(b"no picture")
+        Image.open(photo).save(tmp_path / "a.tiff")
+        read_image(tmp_path / "a.tiff")
+        (tmp_path / "no.tiff").write_bytes(b"II*\0no picture")
         with pytest.raises(InputError):
-            read_image(tmp_path / "no.png")
+            read_image(tmp_path / "no.tiff")
         assert images._set_log_level(2) == 2
     finally:
         images._set_log_level(before)
 
 
-HEADERS = {
-    "PNG": {},
-    "JPEG": {},
-    "WEBP": {"lossless": True},
-    "BMP": {},
-    "TIFF": {},
-    "progressive JPEG": {"progressive": True},
-    "lossy WEBP": {},
-    "WEBP with a profile": {"exif": b"Exif\0\0MM\0*\0\0\0\x08\0\0"},
-}
-
-
-@pytest.mark.parametrize("name", HEADERS)
 @pytest.mark.parametrize("size", [(300, 17), (5, 1000)])
 def test_a_huge_picture_is_refused_before_it_is_decoded(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, size: tuple[int, int]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: tuple[int, int]
 ) -> None:
-    [form] = [word for word in name.split() if word.isupper()]
-    Image.new("RGB", size).save(tmp_path / "a", form, **HEADERS[name])
-    assert headers.read_size((tmp_path / "a").read_bytes()) == size
+    kinds: dict[str, dict[str, Any]] = {
+        "a.png": {},
+        "a.jpg": {},
+        "progressive.jpg": {"progressive": True},
+        "lossless.webp": {"lossless": True},
+        "lossy.webp": {},
+        "exif.webp": {"exif": b"Exif\0\0MM\0*\0\0\0\x08\0\0"},
+        "a.bmp": {},
+        "a.tiff": {},
+        "big.tiff": {"big_tiff": True},
+        "a.gif": {},
+        "a.jp2": {},
+        "a.avif": {},
+    }
     monkeypatch.setattr(images, "MAX_PIXELS", size[0] * size[1] - 1)
-    monkeypatch.setattr(images, "_decode", lambda *_: pytest.fail("something was decoded"))
-    with pytest.raises(InputError, match=rf"{size[0]} x {size[1]} pixels, more than"):
-        read_image(tmp_path / "a")
+    for decode in ("_finish", "_decode_deep"):
+        monkeypatch.setattr(images, decode, lambda *_: pytest.fail("something was decoded"))
+    for name, options in kinds.items():
+        Image.new("RGB", size).save(tmp_path / name, **options)
+        with pytest.raises(InputError, match=rf"{name} has {size[0]} x {size[1]} pixels, more than"):
+            read_image(tmp_path / name)
 
 
-@pytest.mark.parametrize("name", HEADERS)
-def test_a_cut_header_states_no_size_or_the_right_one(name: str) -> None:
-    [form] = [word for word in name.split() if word.isupper()]
-    file = io.BytesIO()
-    Image.new("RGB", (300, 17)).save(file, form, **HEADERS[name])
-    for length in range(200):
-        assert headers.read_size(file.getvalue()[:length]) in (None, (300, 17))
+def test_pillows_own_limit_does_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is lower than ours, and would refuse what large cameras take."""
+    for name in ("a.png", "a.jpg", "a.webp", "a.bmp", "a.gif", "a.tiff"):
+        Image.new("RGB", (60, 40)).save(tmp_path / name)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 60)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for path in sorted(tmp_path.iterdir()):
+            assert read_image(path).shape == (40, 60, 3), path.name

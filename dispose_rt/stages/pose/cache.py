@@ -12,8 +12,6 @@ import json
 import logging
 import os
 import re
-import secrets
-import time
 import warnings
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -31,6 +29,7 @@ from numpy.typing import NDArray
 from ...engines.manifest import Manifest
 from ...errors import PerformanceWarning
 from ...media import Video
+from ...system.files import atomic_write, remove_leftovers
 from ...types import JOINTS, Pose
 
 LIMIT_BYTES = 512 << 20
@@ -43,9 +42,6 @@ _NETWORKS = ("person_detector", "pose_estimator")
 _SOFTWARE = ("dispose-rt", "av", "numpy", "onnxruntime", "opencv-python-headless")
 _SUFFIX = ".poses.npz"
 _NAME = re.compile(rf"[0-9a-f]{{64}}{re.escape(_SUFFIX)}")
-_PART = re.compile(rf"\.[0-9a-f]{{64}}\.[0-9a-f]{{8}}\.part{re.escape(_SUFFIX)}")
-_STALE_PART_S = 3600.0
-"""A temporary file that old belongs to nobody any more."""
 _FACE, _HAND = 68, 21
 _PERSONS = -1
 _LAYOUT: Mapping[str, tuple[type[np.generic], tuple[int, ...]]] = {
@@ -72,6 +68,10 @@ class FilmedPoses:
 
     poses: Sequence[Pose]
     time_stamps: tuple[Fraction, ...] | None = None
+
+
+class _TooLargeError(Exception):
+    """Poses take more room than the whole cache may."""
 
 
 class PoseCache:
@@ -115,16 +115,13 @@ class PoseCache:
 
     def store(self, key: str, filmed: FilmedPoses) -> None:
         """Remember poses, and forget what was not used for longest beyond the limit. Fails with a warning only."""
-        part = self.folder / f".{key}.{secrets.token_hex(4)}.part{_SUFFIX}"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            try:
-                with part.open("wb") as file:
-                    np.savez(file, **_pack(filmed, key))
-                if part.stat().st_size <= self.limit_bytes:
-                    part.replace(self._path(key))
-            finally:
-                part.unlink(missing_ok=True)
+            remove_leftovers(self.folder)
+            with suppress(_TooLargeError), atomic_write(self._path(key)) as file:
+                np.savez(file, **_pack(filmed, key))
+                if file.tell() > self.limit_bytes:
+                    raise _TooLargeError
             self._evict(key)
         except (OSError, OverflowError) as error:
             _warn(f"poses cannot be remembered in {self.folder}: {error}. Later runs detect them again")
@@ -133,15 +130,13 @@ class PoseCache:
         return self.folder / f"{key}{_SUFFIX}"
 
     def _evict(self, newest: str) -> None:
-        """Remove files, the least recently used ones first, but for the newest; and what died processes left."""
+        """Remove files, the least recently used ones first, but for the newest."""
         found: list[tuple[float, int, Path]] = []
         for path in self.folder.iterdir():
             with suppress(FileNotFoundError):  # another process is at the same
                 status = path.stat()
                 if _NAME.fullmatch(path.name):
                     found.append((status.st_mtime, status.st_size, path))
-                elif _PART.fullmatch(path.name) and time.time() - status.st_mtime > _STALE_PART_S:
-                    path.unlink()
         total = sum(size for _, size, _ in found)
         for _, size, path in sorted(found):
             if total <= self.limit_bytes:

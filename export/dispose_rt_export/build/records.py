@@ -17,6 +17,7 @@ from filelock import FileLock, Timeout
 
 from dispose_rt.errors import ManifestError
 from dispose_rt.engines.manifest import FileRecord, NetworkRecord, parse_network_record, record_file, stamp_of
+from dispose_rt.system.files import atomic_write
 
 from .plan import NetworkPlan
 
@@ -84,9 +85,8 @@ def write_record(output: Path, network: str, record: NetworkRecord, seconds: flo
         "stamps": {file.path: _stamp(output / file.path) for file in record.files},
         "seconds": round(seconds, 3),
     }
-    temporary = path.with_suffix(".part")
-    temporary.write_text(json.dumps(body, indent=1), encoding="utf-8")
-    temporary.replace(path)
+    with atomic_write(path) as file:
+        file.write(json.dumps(body, indent=1).encode())
 
 
 def forget_record(output: Path, network: str) -> None:
