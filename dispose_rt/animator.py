@@ -187,7 +187,7 @@ class Animator:
         Raises:
             InputError: the image, video or a setting cannot be used, or (OutputError) the output cannot be written.
             NoPersonError: nobody is visible in the reference, or in the whole video.
-            EngineError: an engine failed, or answered non-finite values; or the Animator was closed.
+            EngineError: an engine failed, or returned non-finite values; or the Animator was closed.
             DeviceError: the device failed, or (OutOfMemoryError) has too little memory.
             BusyError: another run goes on, and `when_busy` is "raise"; or it is this thread's own.
             Cancelled: `cancel` was set.

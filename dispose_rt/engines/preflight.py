@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
 from ..device import Gpu, compiled_module, resolve_device
+from ..device.modules import REINSTALL
 from ..errors import DeviceError, EngineError, ManifestError
 from .backends.tensorrt_flavour import FLAVOURS, portable_plan_runs_on, tensorrt_version
 from .integrity import find_damage, repair_advice
@@ -164,8 +165,8 @@ def _device_problems(manifest: Manifest, device: str, host: Host) -> Iterator[Pr
     if reason := host.kernel_problem():
         yield Problem(
             reason,
-            "Install the package where a CUDA compiler is (nvcc, of NVIDIA's CUDA toolkit): "
-            "DISPOSE_RT_CUDA=ON pip install --force-reinstall --no-deps . in the source tree",
+            "Install the package again where a CUDA compiler is (nvcc, of NVIDIA's CUDA toolkit): "
+            f"DISPOSE_RT_CUDA=ON {REINSTALL}",
         )
     try:
         gpu = host.resolve_gpu(device)

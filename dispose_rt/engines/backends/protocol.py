@@ -193,7 +193,7 @@ class Engine(ABC):
 
         Raises:
             InputError: a tensor is missing, unknown, or of another dtype or shape than the contract's.
-            EngineError: the engine failed, or answered non-finite values.
+            EngineError: the engine failed, or returned non-finite values.
         """
         dynamic = check_inputs(self._spec, self._sizes, self._compute_dtype, inputs)
         with self._running:
