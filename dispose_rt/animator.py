@@ -57,7 +57,7 @@ class Animator:
     came, or are refused. After an error, a cancelled run, a stream that was left early, or Ctrl-C it can be used again.
 
     Args:
-        engine_dir: a directory that `export/build_engines.py` wrote, or a parent of several, of which every run takes
+        engine_dir: a directory that `dispose-rt build` wrote, or a parent of several, of which every run takes
             the one whose aspect ratio is nearest to its reference's.
         device: "cpu", "cuda", "cuda:1" and so on; "auto" takes what the engines were built for.
         when_busy: what happens to a run while another one goes on: "wait" for it, or "raise" a BusyError.

@@ -1,4 +1,4 @@
-"""THE place that knows every network: its name, its tensors, their dtypes and their symbolic shapes.
+"""The one place that knows every network: its name, its tensors, their dtypes and their symbolic shapes.
 
 The exporter derives sample inputs, ONNX names and dynamic axes from here; the manifest stores the sizes that resolve
 the symbols; the runtime checks every call against it. One name for one thing: contract key = manifest key = file stem.
@@ -28,20 +28,20 @@ Dim = int | str
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """One input or output: name, symbolic shape and dtype, "float32" or "compute" (as the engine's precision says)."""
+    """One input or output: name, symbolic shape and dtype, "float32" or "compute" (the precision of the engine)."""
 
     name: str
     shape: tuple[Dim, ...]
     dtype: str = "float32"
 
     def resolve_dtype(self, compute_dtype: str) -> str:
-        """Name of the dtype in a network that computes in `compute_dtype`."""
+        """Return the name of the dtype in a network that computes in `compute_dtype`."""
         return compute_dtype if self.dtype == "compute" else self.dtype
 
 
 @dataclass(frozen=True)
 class NetworkSpec:
-    """One network. `published` networks are passed through as the file that their authors published."""
+    """One network. The file of a `published` network is used as its authors published it."""
 
     name: str
     inputs: tuple[TensorSpec, ...]
@@ -61,16 +61,16 @@ class NetworkSpec:
 
 @dataclass(frozen=True)
 class Sizes:
-    """The numbers that resolve the contract's symbols for one engine directory.
+    """Values of the contract's symbols for one engine directory.
 
     Attributes:
         width, height: output size in pixels; multiples of 64.
-        tile: frames that the denoiser sees at once, reference slot included; >= 2.
-        chunk: largest number of frames that the VAE decoder takes at once; >= 1.
+        tile: frames that the denoiser processes at once, including the reference slot; >= 2.
+        chunk: largest number of frames that the VAE decoder processes at once; >= 1.
         channels: UNet channels per level (`block_out_channels`).
         embed: width of the CLIP image embedding (`cross_attention_dim`).
         dift: channels of the DIFT feature map.
-        points: largest number of joint groups that the point encoder takes at once.
+        points: largest number of joint groups that the point encoder processes at once.
     """
 
     width: int
@@ -96,13 +96,13 @@ class Sizes:
             raise InputError("unusable engine size: " + "; ".join(problems))
 
     def symbols(self) -> dict[str, int]:
-        """Static symbols and their values."""
+        """Return static symbols and their values."""
         table = {k: v for k, v in asdict(self).items() if isinstance(v, int) and k not in ("chunk", "points")}
         table |= {f"c{level}": c for level, c in enumerate(self.channels)}
         return table
 
     def limit(self, symbol: str) -> int:
-        """Largest value of a dynamic symbol."""
+        """Return the largest value of a dynamic symbol."""
         return {"frames": self.tile, "chunk": self.chunk, "points": self.points}[symbol]
 
     def resolve(self, shape: tuple[Dim, ...], dynamic: Mapping[str, int] | None = None) -> tuple[int | str, ...]:
@@ -151,7 +151,7 @@ _RESIDUAL_LEVELS = (
     *[("c3", 64)] * 3,
 )
 RESIDUAL_MULTIPLICITY = (4, 4, 4, 4, 3, 3, 3, 2, 2, 2, 1, 1, 1)
-"""How often the reference adds each residual to its skip connection; folded into the ControlNet's 1x1 convolutions."""
+"""Number of times that the reference adds each residual to its skip connection; folded into the 1x1 convolutions."""
 
 
 def _residuals() -> tuple[TensorSpec, ...]:
@@ -162,7 +162,7 @@ def _residuals() -> tuple[TensorSpec, ...]:
 
 
 def _step_inputs() -> tuple[TensorSpec, ...]:
-    """What both denoising networks read. The guidance halves are laid out inside the graphs."""
+    """Inputs of both denoising networks. The guidance halves are laid out inside the graphs."""
     return (
         TensorSpec("latents", ("tile", 4, *_LATENT)),  # already scaled for the timestep
         TensorSpec("image_latents", (1, 4, *_LATENT)),
@@ -269,7 +269,7 @@ NETWORKS: Mapping[str, NetworkSpec] = MappingProxyType({spec.name: spec for spec
 
 @dataclass(frozen=True)
 class SchedulerConstants:
-    """The constants that matter here of SVD's published `scheduler/scheduler_config.json`."""
+    """The constants of SVD's published `scheduler/scheduler_config.json` that are used here."""
 
     sigma_min: float = 0.002
     sigma_max: float = 700.0

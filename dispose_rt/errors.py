@@ -21,11 +21,11 @@ class NoPersonError(InputError):
 
 
 class OutputError(InputError):
-    """A result cannot be written where the caller wants it: no right, no room, no such folder, unknown suffix."""
+    """A result cannot be written where the caller wants it: no permission, no space, no such folder, unknown suffix."""
 
 
 class BusyError(DisposeError):
-    """The Animator is at work on another run, and the caller chose not to wait for it, or would wait for itself."""
+    """The Animator is busy with another run, and the caller chose not to wait, or would wait for itself."""
 
 
 class DownloadError(DisposeError):
@@ -33,7 +33,7 @@ class DownloadError(DisposeError):
 
 
 class ManifestError(DisposeError):
-    """An engine directory is missing, damaged, stale or foreign. Carries every problem that was found."""
+    """An engine directory is missing, damaged, stale or foreign. Lists every problem that was found."""
 
     def __init__(self, headline: str, problems: Sequence[str] = (), remedy: str = "") -> None:
         self.problems = tuple(problems)
@@ -72,8 +72,8 @@ class Cancelled(DisposeError):  # noqa: N818 - it is an outcome that the caller 
 
 
 class InputWarning(UserWarning):
-    """Something about the input was mended or worked around; the message says what."""
+    """Something about the input was corrected or worked around; the message says what."""
 
 
 class PerformanceWarning(UserWarning):
-    """A slower way, or one with less memory, was taken; the message says which, and what it means for the results."""
+    """A slower way, or one with less memory, was taken; the message says which, and how results are affected."""

@@ -40,5 +40,5 @@ def draw_checked(source: NoiseSource, name: str, shape: Sequence[int]) -> F32:
             f'the noise source answered {array.dtype} {array.shape} for "{name}"; expected float32 {tuple(shape)}'
         )
     if not np.isfinite(array).all():
-        raise InputError(f'the noise source answered non-finite values for "{name}"')
+        raise InputError(f'the noise source returned non-finite values for "{name}"')
     return array

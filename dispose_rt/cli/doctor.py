@@ -1,4 +1,4 @@
-"""`dispose-rt doctor`: tries out this machine and an engine directory, and says what to type next."""
+"""`dispose-rt doctor`: examines this machine, tries out an engine directory, and prints what to type next."""
 
 from __future__ import annotations
 
@@ -36,8 +36,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace, console: Console, stop: StopSignals) -> int:
-    """Look, then tell."""
-    from ..doctor.diagnosis import examine, to_lines
+    """Examine, then print the diagnosis."""
+    from ..doctor.diagnosis import examine
+    from ..doctor.report import to_lines
 
     try:
         diagnosis = examine(options.directory, options.device, load_only=options.load_only, progress=_show_progress)
@@ -51,6 +52,6 @@ def run(options: argparse.Namespace, console: Console, stop: StopSignals) -> int
 
 
 def _show_progress(text: str) -> None:
-    """Show what is being done in a line that the next one replaces, to people alone."""
+    """Show what is being done in a line that the next one replaces, where standard error is a terminal."""
     if sys.stderr.isatty():
         print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -101,7 +102,8 @@ def _fetch(plan: Plan, hub: Any, options: argparse.Namespace, console: Console) 
         console.print_document(_to_json(plan) | {"fetched_bytes": plan.needed_bytes, "files": files})
     elif not options.quiet:
         missing = [name for name in REPOSITORIES if name not in {one.repository.name for one in plan.repositories}]
-        then = f"still to fetch: {', '.join(missing)}" if missing else f"next: dispose-rt build --weights {plan.folder}"
+        build = f"dispose-rt build --weights {shlex.quote(str(plan.folder))} --output engines"
+        then = f"still to fetch: {', '.join(missing)}" if missing else f"next: {build}"
         count = "1 file is" if len(plan.files) == 1 else f"{len(plan.files)} files are"
         console.print_lines([f"{plan.folder}: {count} complete; {then}"])
     return ExitCode.DONE

@@ -8,6 +8,9 @@ from typing import Any
 
 from ..errors import DeviceError
 
+REINSTALL = "pip install --force-reinstall --no-deps dispose-rt"
+"""Command that compiles the kernels again."""
+
 
 def compiled_module(target: str) -> Any:
     """Load the kernels of one target.
@@ -22,9 +25,9 @@ def compiled_module(target: str) -> Any:
         return importlib.import_module(f"dispose_rt._kernels_{target}")
     except ImportError as error:
         raise DeviceError(
-            f"the compiled {target} kernels of dispose_rt cannot be loaded ({error}). Install the package with "
-            "`pip install .`, or `pip install -e .` to work in its source folder"
-            + (", where a CUDA compiler is (nvcc on the PATH, or CUDACXX)" if target == "cuda" else "")
+            f"the compiled {target} kernels of dispose_rt cannot be loaded ({error}). Install the package again"
+            + (" where a CUDA compiler is (nvcc on the PATH, or CUDACXX)" if target == "cuda" else "")
+            + f": {REINSTALL}"
         ) from error
 
 
@@ -38,6 +41,6 @@ def find_kernel(target: str, kernel: str) -> Callable[..., str | None]:
     if found is None:
         raise DeviceError(
             f"the compiled {target} kernels have no {kernel}: they are of another version of dispose_rt. "
-            "Install the package again: `pip install .`."
+            f"Install the package again: {REINSTALL}"
         )
     return found

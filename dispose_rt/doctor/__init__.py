@@ -1,1 +1,1 @@
-"""What this machine and an engine directory can do, and what to type next (`dispose-rt doctor`)."""
+"""Examination of this machine and of engine directories, for `dispose-rt doctor`."""

@@ -1,4 +1,4 @@
-"""What this machine has of what dispose_rt needs: packages, GPUs, memory, disk, codecs, compiled kernels, caches."""
+"""Packages, GPUs, memory, disk, codecs, compiled kernels and caches of this machine, as far as they matter here."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from typing import Literal
 
 from .. import __version__
 from ..device import Gpu, find_gpus
+from ..device.modules import REINSTALL
 from ..errors import DeviceError, InputError
 from ..system.files import cache_folder, free_disk_bytes
 from ..system.memory import free_host_bytes
@@ -26,17 +27,17 @@ NEEDED = {
     "onnxruntime": "onnxruntime",
     "tqdm": "tqdm",
 }
-"""Modules that every run imports, and the distributions that bring them where no other does."""
+"""Modules that every run imports, and the distributions that install them."""
 
 OPTIONAL = ("torch", "tensorrt-rtx-cu13", "tensorrt-rtx-cu12", "tensorrt", "cuda-python")
-"""Distributions that single backends import."""
+"""Distributions that only some backends import."""
 
 EXTRAS = {
     "export": ("torch", "diffusers", "transformers", "onnx", "onnxscript", "filelock", "safetensors"),
     "download": ("huggingface_hub", "filelock"),
     "page": ("gradio",),
 }
-"""What commands need beside that: modules by the extra that `pip install 'dispose-rt[EXTRA]'` names."""
+"""Further modules that single commands need, by the extra in `pip install 'dispose-rt[EXTRA]'`."""
 
 KERNELS = ("cpu", "cuda")
 """Targets for which kernels may have been compiled."""
@@ -47,25 +48,26 @@ DECODERS = ("h264", "hevc", "vp9", "av1")
 
 @dataclass(frozen=True)
 class Machine:
-    """What was found.
+    """Facts about the machine.
 
     Attributes:
-        versions: of Python, of dispose_rt, and of every package in NEEDED and OPTIONAL that is installed.
+        versions: versions of Python, dispose_rt, and every installed package of NEEDED and OPTIONAL.
         platform: operating system and architecture.
-        cpu: model and number of cores that this process may use.
-        memory_bytes: main memory; free_memory_bytes: what of it can be taken; None where nothing tells.
-        free_disk_bytes: on the file system of the engines.
+        cpu: model, and number of cores that this process may use.
+        memory_bytes: main memory.
+        free_memory_bytes: the part of it that is available; None where the system does not say.
+        free_disk_bytes: free space of the file system that holds the engines.
         gpus: NVIDIA GPUs.
-        gpu_failure: why the driver failed, where it did.
-        driver: version of the NVIDIA driver, where one is loaded.
+        gpu_failure: why the driver failed; empty if it did not.
+        driver: version of the NVIDIA driver; empty if none is loaded.
         kernels: compiled kernel modules, of "cpu" and "cuda".
-        codecs: video encoders and decoders that matter here.
-        outputs: by suffixes of outputs, the encoders that they lack, those of sound included.
-        extras: by extra, the modules that it lacks.
-        pose_cache: folder of the poses that were kept; empty where there is no place for one.
-        pose_cache_bytes: their size.
-        problems: what is missing that every run needs, with the command that mends it.
-        notes: what is missing that some runs need, likewise.
+        codecs: the required video encoders and decoders that are available.
+        outputs: missing encoders of pictures and sound, by suffixes of outputs.
+        extras: missing modules, by extra.
+        pose_cache: folder of the pose cache; empty where there is no place for one.
+        pose_cache_bytes: size of the pose cache.
+        problems: what every run needs and is missing, with the command that fixes it.
+        notes: what some runs need and is missing, likewise.
     """
 
     versions: dict[str, str]
@@ -88,10 +90,10 @@ class Machine:
 
 
 def examine_machine(folder: Path | None = None) -> Machine:
-    """Look at the machine, importing nothing heavy: packages are known by their metadata.
+    """Examine the machine without importing anything heavy: packages are known by their metadata.
 
     Args:
-        folder: where engines lie or shall lie; None for the current folder.
+        folder: folder of the engines, present or future; None for the current folder.
     """
     versions = {"python": platform.python_version(), "dispose-rt": __version__, **dict(_package_versions())}
     kernels = tuple(kind for kind in KERNELS if importlib.util.find_spec(f"dispose_rt._kernels_{kind}"))
@@ -131,7 +133,7 @@ def _package_versions() -> Iterator[tuple[str, str]]:
 
 
 def _output_encoders() -> dict[str, tuple[str, ...]]:
-    """Encoders of pictures and sound by suffixes of outputs."""
+    """Return the encoders of pictures and sound by suffixes of outputs."""
     return {"mp4 m4v mov mkv": (ENCODER, "aac"), "webm": ("libvpx-vp9", "libopus"), "gif": ("gif",)}
 
 
@@ -161,7 +163,7 @@ def _driver() -> str:
 
 
 def _pose_cache() -> tuple[str, int]:
-    """The pose cache's folder and size."""
+    """Return the pose cache's folder and its size in bytes."""
     try:
         folder = cache_folder("poses")
     except InputError:
@@ -186,7 +188,7 @@ def _problems(kernels: tuple[str, ...], codecs: tuple[str, ...]) -> Iterator[str
     for module in missing:
         yield f"the package {module} is not installed: pip install {NEEDED[module]}"
     if "cpu" not in kernels:
-        yield "the compiled kernels are missing: pip install . in the source tree, with a C++ compiler at hand"
+        yield f"the compiled kernels are missing: with a C++ compiler on the PATH, {REINSTALL}"
     if "av" not in missing and ENCODER not in codecs:
         yield f"PyAV has no {ENCODER}, so no mp4 can be written: pip install --force-reinstall --only-binary av av"
 
@@ -195,7 +197,7 @@ def _notes(gpus: tuple[Gpu, ...], kernels: tuple[str, ...], versions: Mapping[st
     if not gpus:
         return
     if "cuda" not in kernels:
-        yield "our CUDA kernels are missing, so that the GPU cannot be used: install again with nvcc on the PATH"
+        yield f"our CUDA kernels are missing, no GPU can be used: with nvcc on the PATH, DISPOSE_RT_CUDA=ON {REINSTALL}"
     if not any("tensorrt" in name for name in versions):
         yield "no TensorRT is installed: pip install 'dispose-rt[tensorrt-rtx]' (see docs/ENGINES.md for others)"
 

@@ -1,4 +1,4 @@
-"""Published checkpoints, fetched from the Hugging Face hub into the folder that `dispose-rt build --weights` takes.
+"""Published checkpoints, fetched from the Hugging Face hub into the folder that `dispose-rt build` takes as --weights.
 
 First comes a plan, made of the hub's metadata; then the files, one after the other. A file appears under its name once
 it is complete and has the hash that the hub states; until then it lies in the folder `.download`.

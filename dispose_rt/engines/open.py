@@ -15,7 +15,7 @@ class Engines:
         device: "auto", "cpu", "cuda" or "cuda:N".
 
     Attributes:
-        used_before_bytes: memory of the directory's device that was in use before its networks were loaded.
+        used_before_bytes: memory of the device that was in use before the directory's networks were loaded.
     """
 
     def __init__(self, manifest: Manifest, device: str = "auto") -> None:
@@ -62,7 +62,7 @@ class Engines:
 
 
 def _make_loader(backend: str, manifest: Manifest, device: str) -> EngineLoader:
-    # imported here: each needs packages that the others do without
+    # imported here: each needs packages that the others do not
     if backend == "onnxruntime":
         from .backends.onnxruntime import OnnxRuntimeLoader
 

@@ -1,4 +1,4 @@
-"""Whether an engine directory can be used on this machine: all that is wrong in one error, with what mends it."""
+"""Checks whether an engine directory can be used on this machine; one error lists every problem and its remedy."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
 from ..device import Gpu, compiled_module, resolve_device
+from ..device.modules import REINSTALL
 from ..errors import DeviceError, EngineError, ManifestError
 from .backends.tensorrt_flavour import FLAVOURS, portable_plan_runs_on, tensorrt_version
 from .integrity import find_damage, repair_advice
@@ -32,13 +33,13 @@ def _kernel_problem() -> str | None:
 
 @dataclass(frozen=True)
 class Host:
-    """What the machine has; looked up when it is needed.
+    """Facts about the machine, each looked up when it is needed.
 
     Attributes:
-        resolve_gpu: the GPU that a device string means; DeviceError where there is none.
-        tensorrt_version: version of a flavour of TensorRT; EngineError where it cannot be imported.
-        package_version: version of an installed Python package, or None.
-        kernel_problem: why our CUDA kernels cannot be used, or None.
+        resolve_gpu: returns the GPU that a device string means; raises DeviceError where there is none.
+        tensorrt_version: returns the version of a flavour of TensorRT; raises EngineError where it cannot be imported.
+        package_version: returns the version of an installed Python package, or None.
+        kernel_problem: returns why our CUDA kernels cannot be used, or None.
     """
 
     resolve_gpu: Callable[[str], Gpu] = resolve_device
@@ -49,7 +50,7 @@ class Host:
 
 @dataclass(frozen=True)
 class Problem:
-    """One reason why a directory cannot be used, and what mends it."""
+    """One reason why a directory cannot be used, and its remedy."""
 
     text: str
     remedy: str
@@ -63,11 +64,11 @@ def check_directory(
     Args:
         manifest: the directory.
         device: "auto", "cpu", "cuda" or "cuda:N".
-        host: what the machine has; None looks.
+        host: facts about the machine; None looks them up.
         rehash: hash every file again, whatever is remembered.
 
     Raises:
-        ManifestError: lists every problem, and the commands that mend them.
+        ManifestError: lists every problem, and the commands that fix them.
         InputError: the device is unknown.
     """
     problems = find_problems(manifest, device, host or Host(), rehash=rehash)
@@ -78,7 +79,7 @@ def check_directory(
 
 
 def find_problems(manifest: Manifest, device: str, host: Host, *, rehash: bool = False) -> list[Problem]:
-    """All that is wrong with an engine directory on this machine; see `check_directory`."""
+    """Return every problem of an engine directory on this machine; see `check_directory`."""
     return [
         *_damage_problems(manifest, rehash),
         *_software_problems(manifest, host),
@@ -87,12 +88,12 @@ def find_problems(manifest: Manifest, device: str, host: Host, *, rehash: bool =
 
 
 def runs_on_gpu(manifest: Manifest) -> bool:
-    """Whether the directory's engines need a GPU."""
+    """Return whether the directory's engines need a GPU."""
     return manifest.backend != "onnxruntime" and "cpu" not in manifest.targets
 
 
 def plan_bytes(manifest: Manifest) -> int:
-    """Size of the files that a GPU backend loads: less than what it will take, which includes activations."""
+    """Return the size of the files that a GPU backend loads: a lower bound of the memory that it takes."""
     files = {
         file
         for record in manifest.networks.values()
@@ -109,7 +110,7 @@ def _damage_problems(manifest: Manifest, rehash: bool) -> Iterator[Problem]:
 
 
 def _software_problems(manifest: Manifest, host: Host) -> Iterator[Problem]:
-    """An engine belongs to the version that compiled it."""
+    """Engines run only in the version of the software that compiled them."""
     backend = manifest.backend
     if backend == "onnxruntime":
         return
@@ -138,7 +139,7 @@ def _software_problems(manifest: Manifest, host: Host) -> Iterator[Problem]:
 
 
 def _public(text: str) -> str:
-    """A version without its local part: "2.13.0+cpu" -> "2.13.0"."""
+    """Return a version without its local part: "2.13.0+cpu" -> "2.13.0"."""
     return text.partition("+")[0]
 
 
@@ -164,8 +165,8 @@ def _device_problems(manifest: Manifest, device: str, host: Host) -> Iterator[Pr
     if reason := host.kernel_problem():
         yield Problem(
             reason,
-            "Install the package where a CUDA compiler is (nvcc, of NVIDIA's CUDA toolkit): "
-            "DISPOSE_RT_CUDA=ON pip install --force-reinstall --no-deps . in the source tree",
+            "Install the package again where a CUDA compiler is (nvcc, of NVIDIA's CUDA toolkit): "
+            f"DISPOSE_RT_CUDA=ON {REINSTALL}",
         )
     try:
         gpu = host.resolve_gpu(device)

@@ -1,4 +1,4 @@
-"""Dtypes and shapes of an engine's tensors, and how they differ from the contract's."""
+"""Dtypes and shapes of an engine's tensors, compared with the contract."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ Signature = tuple[str, tuple[int | str, ...]]
 
 
 def contract_signature(network: str, sizes: Sizes, compute_dtype: str) -> dict[str, Signature]:
-    """Dtype and shape of every input and output of a network as the contract has them.
+    """Return dtype and shape of every input and output of a network according to the contract.
 
     Args:
-        network: its name.
-        sizes: resolves the contract's shapes.
+        network: name of the network.
+        sizes: values of the contract's symbols.
         compute_dtype: dtype of tensors marked "compute".
     """
     spec = NETWORKS[network]
@@ -28,12 +28,12 @@ def contract_signature(network: str, sizes: Sizes, compute_dtype: str) -> dict[s
 def signature_differences(network: str, sizes: Sizes, compute_dtype: str, theirs: Mapping[str, Signature]) -> list[str]:
     """Compare the tensors of an engine with the contract's: names, dtypes, and shapes at the directory's sizes.
 
-    A dimension that the contract leaves dynamic must be dynamic in the engine too, and the other way round. Published
-    files may leave open what we fix: that is how their authors wrote them.
+    A dimension is dynamic in the engine if and only if it is in the contract. Published files may leave open what we
+    fix: that is how their authors wrote them.
 
     Args:
-        network: its name.
-        sizes: resolves the contract's shapes.
+        network: name of the network.
+        sizes: values of the contract's symbols.
         compute_dtype: dtype of tensors marked "compute".
         theirs: dtype and shape of every input and output of the engine.
 

@@ -39,7 +39,7 @@ def decode_frames(latents: Array, vae_decoder: Engine, chunk: int | None = None)
 
     Raises:
         InputError: the decoder does not take such chunks.
-        EngineError: the decoder failed, or answered non-finite values.
+        EngineError: the decoder failed, or returned non-finite values.
         OutOfMemoryError: the device has no room for a chunk.
     """
     stream = vae_decoder.stream
@@ -129,7 +129,7 @@ def _finish(part: _Chunk) -> U8:
     pixels = part.slot.take(part.stop - part.start)
     if pixels is None:
         raise EngineError(
-            f"the network vae_decoder answered non-finite values for frames {part.start}..{part.stop - 1}: its "
+            f"the network vae_decoder returned non-finite values for frames {part.start}..{part.stop - 1}: its "
             "precision is too small for these weights. Build the engines with --precision fp32."
         )
     return pixels[1:] if part.start == 0 else pixels

@@ -11,7 +11,7 @@ import torch
 
 from benchmarks.speed.step_runners import EngineStep, captured
 from dispose_rt.contract import NETWORKS
-from dispose_rt.doctor.diagnosis import sample_inputs
+from dispose_rt.doctor.trials import sample_inputs
 from dispose_rt.engines.manifest import read_manifest
 from dispose_rt.engines.open import Engines
 from dispose_rt.errors import EngineError

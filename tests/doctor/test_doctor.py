@@ -17,8 +17,7 @@ from onnx import numpy_helper
 
 from dispose_rt import cli, media
 from dispose_rt.contract import NETWORKS
-from dispose_rt.doctor import diagnosis as doctor
-from dispose_rt.doctor import machine
+from dispose_rt.doctor import diagnosis, machine, trials
 from tests.engines.damaged_directory import flipped, link_copy, put_file, rehash, removed
 from tests.engines.test_preflight import GPU, write_compiled
 from tests.golden_case import GoldenCase
@@ -110,18 +109,18 @@ def test_a_network_that_answers_nan_is_named(engines: Path, tmp_path: Path, caps
     rehash(folder, "point_encoder")
     only = {name: spec for name, spec in NETWORKS.items() if name in ("point_encoder", "motion_encoder")}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(doctor, "NETWORKS", only)
+        patch.setattr(diagnosis, "NETWORKS", only)
         assert cli.main(["doctor", str(folder)]) == 1
     lines = capsys.readouterr().out.splitlines()
     [line] = [line for line in lines if line.startswith("  point_encoder")]
-    assert "FAILED: the network point_encoder answered non-finite values in float32" in line
+    assert "FAILED: the network point_encoder returned non-finite values in float32" in line
     assert any(line.startswith("  motion_encoder     onnxruntime  loaded in") for line in lines)
     assert "Check the checkpoint" in lines[-1]
 
 
 def test_load_only_runs_nothing(engines: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
-    monkeypatch.setattr(doctor, "NETWORKS", {"point_encoder": NETWORKS["point_encoder"]})
-    monkeypatch.setattr(doctor, "sample_inputs", None)
+    monkeypatch.setattr(diagnosis, "NETWORKS", {"point_encoder": NETWORKS["point_encoder"]})
+    monkeypatch.setattr(trials, "sample_inputs", None)
     assert cli.main(["doctor", str(engines), "--load-only"]) == 0
     assert "point_encoder      onnxruntime  loaded in" in capsys.readouterr().out
 

@@ -21,7 +21,6 @@ from dispose_rt.engines.manifest import Manifest, NetworkRecord, read_manifest, 
 from dispose_rt.engines.preflight import Host, check_directory, plan_bytes
 from dispose_rt.engines.signature import contract_signature
 from dispose_rt.errors import DeviceError, EngineError, InputError, ManifestError
-from tests.engines.small_directory import SIZES
 from tests.engines.damaged_directory import (
     Damage,
     edited,
@@ -33,6 +32,7 @@ from tests.engines.damaged_directory import (
     swapped,
     truncated,
 )
+from tests.engines.small_directory import SIZES
 
 VERSIONS = {"tensorrt_rtx": "1.7.1.116", "tensorrt": "10.13.2.6", "torch": "2.13.0"}
 GPU = Gpu(0, "NVIDIA L40S", "sm_89", 48 * 10**9, 40 * 10**9, "13.0")

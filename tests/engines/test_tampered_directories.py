@@ -134,7 +134,7 @@ Report = tuple[str, str]
 
 CANNOT_LOAD = "cannot load"
 DIFFER = "file and contract differ"
-NON_FINITE = f"{NETWORK} answered non-finite values in float32: point_features_.*checkpoint"
+NON_FINITE = f"{NETWORK} returned non-finite values in float32: point_features_.*checkpoint"
 
 #: damage, network to try, words of the error
 CASES: dict[str, tuple[Damage, str, str]] = {
@@ -184,7 +184,7 @@ import json, sys
 from dispose_rt import Animator
 from dispose_rt.engines.open import open_engine
 from dispose_rt.contract import NETWORKS
-from dispose_rt.doctor.diagnosis import sample_inputs
+from dispose_rt.doctor.trials import sample_inputs
 from dispose_rt.engines.manifest import read_manifest
 
 for folder, network in json.load(sys.stdin):

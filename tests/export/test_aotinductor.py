@@ -177,7 +177,7 @@ def test_other_arrays_are_refused(inputs: dict[str, Any], engines: Callable[...,
 
 
 def test_non_finite_outputs_are_refused(engines: Callable[..., AotInductorEngine]) -> None:
-    with pytest.raises(EngineError, match="point_encoder answered non-finite values in float32"):
+    with pytest.raises(EngineError, match="point_encoder returned non-finite values in float32"):
         engines().run({"embeddings": np.full((2, 96), np.nan, np.float32)})
 
 

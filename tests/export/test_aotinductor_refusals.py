@@ -78,8 +78,8 @@ for attempt in attempts:
 @pytest.mark.parametrize(
     ("device", "targets", "error", "words"),
     [
-        ("tpu", ("cpu",), InputError, "expected 'auto', 'cpu', 'cuda' or 'cuda:N'"),
-        ("cpu:1", ("cpu",), InputError, "expected 'auto'"),
+        ("tpu", ("cpu",), InputError, "pass auto, cpu, cuda or cuda:N"),
+        ("cpu:1", ("cpu",), InputError, "'cpu:1' is not known"),
         ("cpu", ("sm_90",), DeviceError, "compiled for sm_90, device is 'cpu'.*--target cpu"),
         ("cpu", (), DeviceError, "compiled for no device"),
     ],
@@ -103,29 +103,23 @@ def test_without_a_gpu_the_error_says_why(
 
 
 class FakeTorch:
-    """A torch that sees one H200."""
+    """A torch that sees a GPU."""
 
     __version__ = torch.__version__
     version = SimpleNamespace(cuda="13.0")
     device = torch.device
-    cuda = SimpleNamespace(
-        is_available=lambda: True,
-        device_count=lambda: 1,
-        current_device=lambda: 0,
-        get_device_capability=lambda device: (9, 0),
-        empty_cache=lambda: None,
-    )
+    cuda = SimpleNamespace(is_available=lambda: True, empty_cache=lambda: None)
 
 
 @pytest.mark.parametrize(
     ("device", "targets", "outcome"),
     [
-        ("auto", ("sm_90",), "cuda:0"),
-        ("cuda", ("sm_80", "sm_90"), "cuda:0"),
-        ("cuda:0", ("sm_90",), "cuda:0"),
-        ("cuda:1", ("sm_90",), "there is no cuda:1: this machine has 1 GPUs"),
-        ("auto", ("sm_80",), "compiled for sm_80, cuda:0 is sm_90. Build engines for it: .*--target sm_90"),
-        ("cuda", ("cpu",), "compiled for cpu, cuda:0 is sm_90"),
+        ("auto", ("sm_86",), "cuda:0"),
+        ("cuda", ("sm_80", "sm_86"), "cuda:0"),
+        ("cuda:0", ("sm_86",), "cuda:0"),
+        ("cuda:9", ("sm_86",), "there is no device 'cuda:9'; this machine has cuda:0"),
+        ("auto", ("sm_80",), "compiled for sm_80, cuda:0 is sm_86. Build engines for it: .*--target sm_86"),
+        ("cuda", ("cpu",), "compiled for cpu, cuda:0 is sm_86"),
     ],
 )
 def test_devices_where_there_is_a_gpu(
@@ -145,16 +139,16 @@ def refusal(path: Path, sizes: Sizes, **changes: Any) -> str:
     """Open a package and return the message of the typed error."""
     with pytest.raises((EngineError, DeviceError)) as caught:
         AotInductorLoader(manifest_for(path, POINTS, sizes, **changes), "auto").open(POINTS)
-    assert "Build the directory again: python export/build_engines.py" in str(caught.value)
+    assert "Build the directory again: dispose-rt build" in str(caught.value)
     return str(caught.value)
 
 
-@pytest.mark.parametrize("kept", [0, 1, 29, 30, 100, 5000, 0.5, 0.9, -4096, -100, -22, -1])
-def test_truncated_packages(kept: float, packages: Packages, sizes: Sizes, tmp_path: Path) -> None:
+def test_truncated_packages(packages: Packages, sizes: Sizes, tmp_path: Path) -> None:
     content = packages(POINTS).read_bytes()
     path = tmp_path / f"{POINTS}.pt2"
-    path.write_bytes(content[: int(kept * len(content)) if isinstance(kept, float) else kept])
-    assert "is damaged, or no AOTInductor package" in refusal(path, sizes)
+    for kept in (0, 1, 30, len(content) // 2, len(content) - 4096, len(content) - 22, len(content) - 1):
+        path.write_bytes(content[:kept])
+        assert "is damaged, or no AOTInductor package" in refusal(path, sizes), kept
 
 
 def test_a_missing_package(packages: Packages, sizes: Sizes, tmp_path: Path) -> None:

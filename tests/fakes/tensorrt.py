@@ -1,6 +1,6 @@
 """A TensorRT whose engines compute in this process, on the streams and in the memory of a fake GPU.
 
-An engine reads and writes where its context was told to when the run was queued, and nothing is done before somebody
+An engine reads and writes where its context was told to when the run was queued, and nothing is done before the caller
 waits, so that a wrong address, a freed block, a missing shape or a missing wait shows as it would on a GPU: by an error
 or by wrong numbers.
 """

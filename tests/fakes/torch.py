@@ -31,14 +31,14 @@ class FakeTensor:
         assert dtype.itemsize == self.bits.itemsize
         return FakeTensor(self._owner, self.bits, dtype)
 
-    def copy_(self, source: FakeAnswer, non_blocking: bool = False) -> None:
+    def copy_(self, source: FakeResult, non_blocking: bool = False) -> None:
         assert non_blocking
         assert self.shape == source.shape
         self._owner.queue(lambda: self.bits.__setitem__(slice(None), source.compute()))
 
 
-class FakeAnswer:
-    """What a package answers: computed when its stream comes to it."""
+class FakeResult:
+    """An output of a package: computed when its stream gets to it."""
 
     def __init__(self, shape: tuple[int, ...], compute: Callable[[], NDArray[Any]]) -> None:
         self.shape = shape
@@ -70,8 +70,6 @@ class FakeTorch:
         self.kept_bytes = 0
         self.cuda = SimpleNamespace(
             is_available=lambda: True,
-            device_count=lambda: fake.gpus,
-            current_device=lambda: fake.current,
             get_device_capability=lambda device: (8, 6 + torch.device(device).index),
             ExternalStream=self._external_stream,
             stream=self._stream,
@@ -139,7 +137,7 @@ class FakeTorch:
 
 
 class FakePackage:
-    """A loaded package of the point encoder: answers the first channels, doubled.
+    """A loaded package of the point encoder: returns the first channels, doubled.
 
     Attributes:
         streams: on which it ran; pools: from which its allocations came.
@@ -155,14 +153,14 @@ class FakePackage:
         self.errors: list[Callable[[], Exception]] = []
         self.closed = False
 
-    def run(self, inputs: list[FakeTensor]) -> list[FakeAnswer]:
+    def run(self, inputs: list[FakeTensor]) -> list[FakeResult]:
         [embeddings] = inputs
         self.streams.append(self._owner.current)
         self.pools.append(self._owner.pool)
         if self.errors:
             raise self.errors.pop(0)()
         rows = embeddings.shape[0]
-        return [FakeAnswer((rows, channels), self._double(embeddings, channels)) for channels in self._channels]
+        return [FakeResult((rows, channels), self._double(embeddings, channels)) for channels in self._channels]
 
     @staticmethod
     def _double(embeddings: FakeTensor, channels: int) -> Callable[[], NDArray[Any]]:

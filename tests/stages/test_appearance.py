@@ -277,7 +277,7 @@ def test_an_encoder_that_answers_nan_is_named_and_nothing_stays_allocated() -> N
     layers = random_layers(np.random.default_rng(0))
     layers[2][3][1] = np.nan
     encoder = point_encoder(layers)
-    with pytest.raises(EngineError, match="point_encoder answered non-finite values in float32: point_features_2"):
+    with pytest.raises(EngineError, match="point_encoder returned non-finite values in float32: point_features_2"):
         encode_points(one_frame({0: (0.5, 0.5)}), np.ones((18, 6), np.float32), encoder, 64, 64)
     encoder.close()
     assert encoder.device.pool.used_bytes == 0
@@ -287,7 +287,7 @@ def test_dift_features_that_are_nan_at_a_joint_are_named() -> None:
     features = np.ones((1, 5, 4, 4), np.float32)
     features[0, 2, 1, 1] = np.nan
     engine = dift_engine(features, 64, 64)
-    with pytest.raises(EngineError, match="dift answered non-finite values in float32: features"):
+    with pytest.raises(EngineError, match="dift returned non-finite values in float32: features"):
         joint_embeddings(engine, one_frame({2: (0.4, 0.4)}), 64, 64)
 
 

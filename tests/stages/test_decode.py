@@ -137,7 +137,7 @@ def test_non_finite_pixels_name_the_frames(decoder: Decoder) -> None:
     latents = decoder.device.array(values, decoder.stream)
     parts = decode_frames(latents, decoder)
     assert len(next(parts)) == 3
-    with pytest.raises(EngineError, match=r"vae_decoder answered non-finite values for frames 4\.\.5"):
+    with pytest.raises(EngineError, match=r"vae_decoder returned non-finite values for frames 4\.\.5"):
         next(parts)
     decoder.device.pool.close()
 

@@ -1,4 +1,4 @@
-"""One file per engine kind behind the small `Engine` protocol."""
+"""One module per kind of engine, all of them behind the classes of `protocol`."""
 
 from .protocol import Engine, EngineLoader
 

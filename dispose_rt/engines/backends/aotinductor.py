@@ -1,13 +1,12 @@
 """Packages that AOTInductor compiled, on the CPU or on an NVIDIA GPU. No other module of the runtime imports torch.
 
-torch is imported when the first package is opened: without it, everything else works.
+torch is imported when the first package is opened; everything else works without it.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-import re
 import shutil
 import tempfile
 import threading
@@ -16,10 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...contract import NETWORKS
-from ...device import Array, CpuDevice, Device, Graph, Stream, resolve_device
+from ...device import Array, CpuDevice, Device, Gpu, Graph, Stream, check_device_name, resolve_device
 from ...device.cpu import submit
 from ...device.cuda import CudaDevice
-from ...errors import DeviceError, DisposeError, EngineError, InputError, OutOfMemoryError
+from ...errors import DeviceError, DisposeError, EngineError, OutOfMemoryError
 from ..manifest import Manifest
 from ..signature import signature_differences
 from .aotinductor_package import PackageLabel, cpu_features, read_label, this_machine
@@ -32,10 +31,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 CUDNN_BENCHMARK = True
-"""Let cuDNN time its convolutions once per shape and keep the fastest: every run repeats the same few shapes."""
+"""Let cuDNN time its convolutions once per shape and keep the fastest, as every run repeats the same few shapes."""
 
 _LOADING = threading.Lock()
-_DEVICE = re.compile(r"(auto|cpu|cuda)(?::([0-9]+))?")
 
 
 def import_torch(version: str = "") -> Any:
@@ -70,8 +68,8 @@ class LoadedPackage:
         DeviceError: it was compiled for another device.
 
     Attributes:
-        label: what the package says about itself.
-        device: where its inputs must lie and its outputs will.
+        label: the package's description of itself.
+        device: device of its inputs and outputs.
     """
 
     device: torch.device
@@ -94,7 +92,7 @@ class LoadedPackage:
     def run(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         """Run on the current stream: contiguous inputs in the contract's order to outputs in the contract's order.
 
-        The library trusts dtypes, shapes and strides: whoever calls checks them.
+        The library trusts dtypes, shapes and strides: the caller checks them.
         """
         with self._inference_mode(), self._numerics():
             return list(self._model.boxed_run(list(inputs)))
@@ -115,10 +113,10 @@ class LoadedPackage:
 
 
 def _load(torch: Any, path: Path, device: torch.device, folder: Path) -> Any:
-    """Load with a folder to unpack into: when loading fails, torch leaves there what it has unpacked.
+    """Load a package with a folder of its own to unpack into: a failed load leaves its unpacked files behind.
 
-    This is what `torch._inductor.aoti_load_package` calls. That one imports the whole compiler, and compiles tests of
-    the processor in order to warn of one that `_check_fit` refuses.
+    This is what `torch._inductor.aoti_load_package` calls. The latter imports the whole compiler, and compiles tests of
+    the processor only to warn of what `_check_fit` refuses.
     """
     index = -1 if device.index is None else device.index
     with _LOADING:
@@ -159,7 +157,7 @@ def _check_fit(path: Path, label: PackageLabel, target: str, torch_version: str)
 
 
 def _check_room(path: Path) -> None:
-    """The loader unpacks into the folder for temporary files, and does not notice when that is full."""
+    """Check that there is room to unpack: the loader does not notice when the folder for temporary files is full."""
     folder = tempfile.gettempdir()
     needed, free = path.stat().st_size, shutil.disk_usage(folder).free
     if free < needed:
@@ -174,7 +172,7 @@ class AotInductorLoader(EngineLoader):
 
     Args:
         manifest: the directory; its `targets` say what it was compiled for.
-        device: "auto" takes what the engines were built for; "cpu", "cuda" or "cuda:N".
+        device: "auto" for the device that the engines were built for; "cpu", "cuda" or "cuda:N".
 
     Raises:
         InputError: the device is unknown.
@@ -185,10 +183,10 @@ class AotInductorLoader(EngineLoader):
     def __init__(self, manifest: Manifest, device: str) -> None:
         self.torch = import_torch(manifest.versions.get("torch", ""))
         self._manifest = manifest
-        name = _choose_device(self.torch, manifest, device)
-        self.device: Device = CpuDevice() if name == "cpu" else CudaDevice(resolve_device(name))
-        if name != "cpu":
-            self.device.pool.reclaim = self.torch.cuda.empty_cache  # what torch keeps for later may be wanted now
+        gpu = _choose_gpu(self.torch, manifest, device)
+        self.device: Device = CpuDevice() if gpu is None else CudaDevice(gpu)
+        if gpu is not None:
+            self.device.pool.reclaim = self.torch.cuda.empty_cache  # blocks that torch caches may be needed now
         self.stream = self.device.stream()
         self._closed = False
 
@@ -266,34 +264,26 @@ class _PooledGraph(Graph):
         self._memory = None
 
 
-def _choose_device(torch: Any, manifest: Manifest, device: str) -> str:
-    """Resolve a device string to "cpu" or "cuda:N", and check that it is what the engines were built for."""
-    match = _DEVICE.fullmatch(device)
-    if match is None or (match[2] and match[1] != "cuda"):
-        raise InputError(f"device is {device!r}; expected 'auto', 'cpu', 'cuda' or 'cuda:N'")
+def _choose_gpu(torch: Any, manifest: Manifest, device: str) -> Gpu | None:
+    """Find the GPU that a device string means, or None for the CPU, and check that the engines were built for it."""
+    check_device_name(device)
     targets = manifest.targets
-    kind = match[1] if match[1] != "auto" else "cpu" if targets == ("cpu",) else "cuda"
     built = f"the engines of {manifest.folder} were compiled for {', '.join(targets) or 'no device'}"
-    if kind == "cpu":
+    if device == "cpu" or (device == "auto" and targets == ("cpu",)):
         if targets != ("cpu",):
             again = manifest.rebuild_command(target="cpu", output=f"{manifest.folder}-cpu")
             raise DeviceError(f"{built}, device is 'cpu': pass 'auto' or 'cuda', or build engines for the CPU: {again}")
-        return "cpu"
+        return None
     if not torch.cuda.is_available():
         cpu_only = getattr(torch.version, "cuda", None) is None
         reason = "the installed torch is built without CUDA" if cpu_only else "torch finds no NVIDIA GPU or driver"
         cure = f"pip install 'torch=={torch.__version__.partition('+')[0]}'" if cpu_only else "run nvidia-smi"
         raise DeviceError(f"{built}, device is {device!r}, but {reason}: {cure}")
-    index = int(match[2]) if match[2] else torch.cuda.current_device()
-    if index >= torch.cuda.device_count():
-        raise DeviceError(
-            f"there is no cuda:{index}: this machine has {torch.cuda.device_count()} GPUs, from cuda:0 on"
-        )
-    capability = _target_of(torch, torch.device("cuda", index))
-    if capability not in targets:
-        again = manifest.rebuild_command(target=capability, output=f"{manifest.folder}-{capability}")
-        raise DeviceError(f"{built}, cuda:{index} is {capability}. Build engines for it: {again}")
-    return f"cuda:{index}"
+    gpu = resolve_device(device)
+    if gpu.capability not in targets:
+        again = manifest.rebuild_command(target=gpu.capability, output=f"{manifest.folder}-{gpu.capability}")
+        raise DeviceError(f"{built}, cuda:{gpu.index} is {gpu.capability}. Build engines for it: {again}")
+    return gpu
 
 
 class AotInductorEngine(Engine):
@@ -311,7 +301,7 @@ class AotInductorEngine(Engine):
         self._views[name] = view_as_tensor(self._torch, array)
 
     def _resize(self) -> None:
-        """The fronts of the views are taken when a run is queued."""
+        """Nothing to do: runs take the fronts of the views when they are queued."""
 
     def _queue(self, stream: Stream) -> None:
         inputs = [self._front(tensor.name) for tensor in self._spec.inputs]
@@ -330,23 +320,23 @@ class AotInductorEngine(Engine):
     def _run_package(
         self, inputs: list[Tensor], outputs: list[Tensor], arrays: Sequence[Array], capturing: bool = False
     ) -> None:
-        """Run on torch's current stream, and copy what torch allocated for the answers to where the outputs lie."""
+        """Run on torch's current stream, and copy the results from torch's memory to the output arrays."""
         check_alive(arrays)  # a graph may be launched late
         self._check_open()
         try:
-            answers = self._call(inputs)
+            results = self._call(inputs)
         except OutOfMemoryError:
             pool = self.device.pool
             if capturing or pool.reserved_bytes == pool.used_bytes:
                 raise
             pool.trim()
-            answers = self._call(inputs)
-        shapes = [tuple(tensor.shape) for tensor in answers], [tuple(tensor.shape) for tensor in outputs]
+            results = self._call(inputs)
+        shapes = [tuple(tensor.shape) for tensor in results], [tuple(tensor.shape) for tensor in outputs]
         if shapes[0] != shapes[1]:
-            raise EngineError(f"the network {self.name} answered tensors of {shapes[0]}, expected {shapes[1]}")
+            raise EngineError(f"the network {self.name} returned tensors of {shapes[0]}, expected {shapes[1]}")
         with self._torch.inference_mode():
-            for target, answer in zip(outputs, answers, strict=True):
-                target.copy_(answer, non_blocking=True)
+            for target, result in zip(outputs, results, strict=True):
+                target.copy_(result, non_blocking=True)
 
     def _call(self, inputs: list[Tensor]) -> list[Tensor]:
         assert self._package is not None
@@ -362,13 +352,13 @@ class AotInductorEngine(Engine):
             raise EngineError(f"the network {self.name} failed in AOTInductor: {error}") from error
 
     def _count_failed_allocations(self) -> int:
-        """How often torch ran out of the device's memory: what a package throws does not say so."""
+        """Count torch's failed allocations on the device: exceptions of a package do not say that memory ran out."""
         if self.device.name == "cpu":
             return 0
         return int(self._torch.cuda.memory_stats(self.device.name).get("num_ooms", 0))
 
     def _free(self) -> None:
-        with contextlib.suppress(DeviceError):  # whoever waits for a run is told that it failed
+        with contextlib.suppress(DeviceError):  # the caller that waits for a run gets its error
             self.stream.synchronize()
         self._views.clear()
         if self._package is not None:

@@ -1,7 +1,7 @@
-"""What an AOTInductor package says about itself, read without torch and before any of its code is loaded.
+"""The label of an AOTInductor package, read without torch and before any of its code is loaded.
 
 A package is a zip archive with a shared library in it. Loading it runs that library, so everything that could make it
-crash is looked at first: damage, another network, another version of torch, another processor.
+crash is checked first: damage, another network, another version of torch, another processor.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _UNREADABLE = (
     *(OSError, EOFError, RuntimeError, NotImplementedError, zipfile.BadZipFile),
     *(ValueError, KeyError, TypeError, AttributeError),
 )
-"""What zipfile, json and a label of another shape raise."""
+"""Exceptions of zipfile, of json, and of a label with other entries."""
 
 _FEATURE_PREFIXES = (
     *("adx", "aes", "amx", "avx", "bmi", "clwb", "f16c", "fma", "gfni", "lzcnt", "abm", "movbe", "movdir", "pclmul"),
@@ -39,7 +39,7 @@ _FEATURE_PREFIXES = (
 
 @dataclass(frozen=True)
 class PackageLabel:
-    """What a package was compiled from and for.
+    """Source and target of a package.
 
     Attributes:
         network: name of the network.
@@ -60,11 +60,12 @@ class PackageLabel:
     signature: Mapping[str, Signature]
 
     def to_json(self) -> str:
+        """Return the label as text, for the package's metadata."""
         return json.dumps(asdict(self))
 
 
 def parse_label(text: str) -> PackageLabel:
-    """Read what `PackageLabel.to_json` wrote.
+    """Read the text that `PackageLabel.to_json` wrote.
 
     Raises:
         ValueError, KeyError, TypeError: it is something else.
@@ -102,7 +103,7 @@ def read_label(path: Path) -> PackageLabel:
 
 
 def _check_members(members: list[zipfile.ZipInfo]) -> None:
-    """Refuse what the loader of torch would compile, unpack elsewhere, or read otherwise than we do."""
+    """Refuse members that torch's loader would compile, unpack elsewhere, or read differently from us."""
     names = [member.filename for member in members]
     if sum(name.endswith(".so") for name in names) != 1 or not any(name.endswith(_METADATA_SUFFIX) for name in names):
         raise ValueError("it does not hold one compiled library and its metadata")
@@ -115,13 +116,13 @@ def _check_members(members: list[zipfile.ZipInfo]) -> None:
 
 
 def this_machine() -> str:
-    """Operating system and processor architecture, as a label has them."""
+    """Return the operating system and processor architecture in the form of a label."""
     return f"{sys.platform} {platform.machine()}"
 
 
 @cache
 def cpu_features() -> tuple[str, ...]:
-    """Instruction sets of this processor, sorted; nothing where the system does not list them."""
+    """Return the instruction sets of this processor, sorted; nothing where the system does not list them."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:  # not Linux

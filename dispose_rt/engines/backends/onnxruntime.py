@@ -1,4 +1,4 @@
-"""ONNX Runtime on the CPU: the backend that runs everywhere and that every other one is measured against."""
+"""ONNX Runtime on the CPU: the backend that runs everywhere, and the yardstick of all others."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class OnnxRuntimeLoader(EngineLoader):
     """Opens the networks of one engine directory that are ONNX files.
 
     Args:
-        manifest: the directory. In one of another backend, single networks may be left to ONNX Runtime.
-        device: "auto" or "cpu"; where the directory itself belongs to another backend, whatever that one runs on.
+        manifest: the directory; one of another backend may leave single networks to ONNX Runtime.
+        device: "auto" or "cpu"; ignored where the directory itself belongs to another backend.
 
     Raises:
         DeviceError: the directory is for ONNX Runtime, and the device is no CPU.
@@ -125,7 +125,7 @@ class OnnxRuntimeEngine(Engine):
 
 
 def _signature_of(session: onnxruntime.InferenceSession) -> dict[str, Signature]:
-    """Dtype and shape of every tensor as the file declares them; what it leaves open is a name, or "?"."""
+    """Return dtype and shape of every tensor as the file declares them; open dimensions are names, or "?"."""
     return {
         tensor.name: (
             _DTYPES.get(tensor.type, tensor.type),

@@ -1,4 +1,4 @@
-"""What a stage needs of an engine, whatever built it: tensors at fixed places, and runs that are queued on a stream."""
+"""Engines as stages see them, whatever built them: tensors at fixed addresses, and runs that are queued on a stream."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ...errors import EngineError, InputError
 from .validation import check_alive, check_inputs, check_outputs_finite
 
 ALIGNMENT_BYTES = 256
-"""Where tensors start, for every engine: at multiples of this."""
+"""Tensors of every engine start at multiples of this."""
 
 
 class Engine(ABC):
@@ -25,16 +25,16 @@ class Engine(ABC):
     dimensions use the front of it. Arrays are allocated when they are first needed, or lent by the caller (`bind`).
 
     Args:
-        name: of the network.
-        sizes: of its directory.
-        compute_dtype: what its "compute" tensors hold.
-        device: where it runs.
-        stream: what `run` uses.
+        name: name of the network.
+        sizes: sizes of its directory.
+        compute_dtype: dtype of its "compute" tensors.
+        device: device that it runs on.
+        stream: stream that `run` uses.
 
     Attributes:
-        name: of the network.
-        device: where it runs and its tensors lie.
-        stream: what `run` uses; engines of one directory share it, as they share memory.
+        name: name of the network.
+        device: device that it runs on, with its tensors.
+        stream: stream that `run` uses; engines of one directory share it, as they share memory.
     """
 
     def __init__(self, name: str, sizes: Sizes, compute_dtype: str, device: Device, stream: Stream) -> None:
@@ -53,12 +53,12 @@ class Engine(ABC):
         self._running = threading.Lock()
 
     def tensor(self, name: str) -> Array:
-        """Where an input or output lies, at its largest shape.
+        """Return the array of an input or output, at its largest shape.
 
         Raises:
             InputError: the network has no such tensor.
             EngineError: the engine was closed.
-            OutOfMemoryError: there is no room for it.
+            OutOfMemoryError: the device lacks memory for it.
         """
         if name not in self._tensors:
             spec = self._find(name)
@@ -70,11 +70,11 @@ class Engine(ABC):
         return self._tensors[name]
 
     def allocate(self) -> None:
-        """Allocate now what would be allocated by the first run: places for all tensors, and scratch memory.
+        """Allocate everything that the first run would allocate: arrays for all tensors, and scratch memory.
 
         Raises:
             EngineError: the engine was closed.
-            OutOfMemoryError: there is no room.
+            OutOfMemoryError: the device lacks memory.
         """
         for name in self._specs:
             self.tensor(name)
@@ -82,12 +82,11 @@ class Engine(ABC):
     def bind(self, name: str, array: Array) -> None:
         """Use the caller's array for an input or output from now on, for example another engine's output.
 
-        What the engine had allocated for it is freed. Graphs that were captured before still use that, so they must
-        not be launched any more.
+        The engine's own array is freed. Graphs that were captured before still use it and must not be launched again.
 
         Args:
-            name: of the tensor.
-            array: of this device, with the tensor's dtype and largest shape. It must outlive the engine's runs.
+            name: name of the tensor.
+            array: array of this device, with the tensor's dtype and largest shape. It must outlive the engine's runs.
 
         Raises:
             InputError: the array does not fit.
@@ -137,8 +136,8 @@ class Engine(ABC):
     def limit_batch(self, **dynamic: int) -> None:
         """Lower the largest sizes of dynamic dimensions, for a device that lacks the memory for them; or raise them.
 
-        The runs that follow have these sizes. Arrays of other sizes are given up: those that `tensor` answered are
-        freed, those that were lent are forgotten. Graphs that were captured before must not be launched any more.
+        The runs that follow have these sizes. Arrays of other sizes are given up: the engine's own are freed, bound
+        ones are forgotten. Graphs that were captured before must not be launched again.
 
         Args:
             dynamic: a value from 1 to the directory's own limit for dynamic dimensions, e.g. chunk=4.
@@ -161,20 +160,20 @@ class Engine(ABC):
         self._resize()
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Shape of a tensor in the runs that follow."""
+        """Return the shape of a tensor in the runs that follow."""
         return tuple(int(dim) for dim in self._sizes.resolve(self._find(name).shape, self._dynamic))
 
     def enqueue(self, stream: Stream) -> None:
-        """Queue one run on a stream, from and to `tensor`s: no waiting.
+        """Queue one run on a stream, from and to the arrays of `tensor`, without waiting.
 
-        The first run of a shape may compile, allocate or tune. After one run of the same shape, by the same thread and
-        waited for, this can be captured into a graph, unless `capture_problem` says otherwise. Runs of engines of one
-        directory must not overlap: they share their scratch memory. Whether outputs are finite is not looked at.
+        The first run of a shape may compile, allocate or tune. Once a run of the same shape, by the same thread, has
+        been waited for, this can be captured into a graph, unless `capture_problem` says otherwise. Runs of engines of
+        one directory must not overlap: they share their scratch memory. Outputs are not checked for finite values.
 
         Raises:
             EngineError: the engine failed, or was closed.
-            OutOfMemoryError: the device has no room.
-            DeviceError: an array that was lent has been freed.
+            OutOfMemoryError: the device lacks memory.
+            DeviceError: a bound array has been freed.
         """
         self._check_open()
         self.allocate()
@@ -182,18 +181,17 @@ class Engine(ABC):
         self._queue(stream)
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """Run once, from and to the host. Threads that call it wait for each other.
+        """Run once, from and to the host. Concurrent calls run one after the other.
 
         Args:
-            inputs: every input of the network's contract, by name, with the contract's dtype and shape; float32 for
-                bfloat16.
+            inputs: every input by name, with the dtype and shape of the contract; float32 for bfloat16.
 
         Returns:
             Every output by name.
 
         Raises:
             InputError: a tensor is missing, unknown, or of another dtype or shape than the contract's.
-            EngineError: the engine failed, or answered non-finite values.
+            EngineError: the engine failed, or returned non-finite values.
         """
         dynamic = check_inputs(self._spec, self._sizes, self._compute_dtype, inputs)
         with self._running:
@@ -205,26 +203,26 @@ class Engine(ABC):
             return self.read_outputs()
 
     def read(self, name: str) -> NDArray[Any]:
-        """Copy a tensor of the last run to the host, waiting for it."""
+        """Wait for the last run, and copy one of its tensors to the host."""
         array, shape = self.tensor(name), self.shape(name)
         return array.download(self.stream) if shape == array.shape else array.download(self.stream, shape[0])
 
     def read_outputs(self) -> dict[str, NDArray[Any]]:
-        """Copy every output of the last run to the host, waiting for it.
+        """Wait for the last run, and copy its outputs to the host.
 
         Raises:
-            EngineError: one holds values that are not finite. Names the tensors, and the precision to use instead.
+            EngineError: some values are not finite; names the tensors and the precision to use instead.
         """
         outputs = {tensor.name: self.read(tensor.name) for tensor in self._spec.outputs}
         check_outputs_finite(self.name, self._compute_dtype, outputs)
         return outputs
 
     def check_finite(self) -> None:
-        """Look at the outputs of the last run, waiting for it; see `read_outputs`."""
+        """Wait for the last run, and check that its outputs are finite; see `read_outputs`."""
         self.read_outputs()
 
     def max_batch(self, dimension: str) -> int:
-        """Largest size of a dynamic dimension of the contract, e.g. "frames"; see `limit_batch`.
+        """Return the largest size of a dynamic dimension of the contract, e.g. "frames"; see `limit_batch`.
 
         Raises:
             InputError: the network has no such dimension.
@@ -234,11 +232,11 @@ class Engine(ABC):
         return self._limits[dimension]
 
     def capture_problem(self, stream: Stream) -> str | None:
-        """Why runs on this stream cannot be captured into a graph, as far as is known before trying; None: try."""
+        """Return why runs on this stream cannot be captured into a graph, or None where only an attempt can tell."""
         return None
 
     def close(self) -> None:
-        """Free the engine, after its runs and the graphs that hold some. Calling it twice is fine."""
+        """Free the engine, after its runs and the graphs that contain them. Calling it twice is fine."""
         with self._running:
             if self._closed:
                 return
@@ -268,27 +266,27 @@ class Engine(ABC):
 
     @abstractmethod
     def _place(self, name: str, array: Array) -> None:
-        """A tensor has a new place."""
+        """React to a new array of a tensor."""
 
     @abstractmethod
     def _resize(self) -> None:
-        """The dynamic sizes, or their limits, have changed."""
+        """React to new dynamic sizes, or new limits of them."""
 
     @abstractmethod
     def _queue(self, stream: Stream) -> None:
-        """Queue a run; all tensors have their places."""
+        """Queue a run; all tensors have their arrays."""
 
     @abstractmethod
     def _free(self) -> None:
-        """Free all but the tensors."""
+        """Free everything but the tensors."""
 
 
 class EngineLoader(ABC):
     """Loads the networks of one engine directory, and holds what they share: a device, a stream, scratch memory.
 
     Attributes:
-        device: where the engines run.
-        stream: on which they run.
+        device: device of the engines.
+        stream: stream of their runs.
         uncapturable: why their runs cannot be captured into a graph, once that is known.
     """
 
@@ -306,13 +304,13 @@ class EngineLoader(ABC):
         """
 
     def capture(self, body: Callable[[], None]) -> Graph:
-        """Record what `body` queues on the stream, runs of these engines among it.
+        """Record what `body` queues on the stream, including runs of these engines.
 
         Run it once before, in this thread, and wait for it: engines compile, tune and allocate in their first runs.
 
         Returns:
-            The graph, to be closed before the engines. Launching it is refused once the memory that the engines share
-            has moved, which only an engine that was never allocated or run before can cause: capture it again.
+            The graph, to be closed before the engines. Launching it is refused once the engines' shared memory has
+            moved, which only an engine that was not allocated or run before the capture can cause: capture it again.
 
         Raises:
             DeviceError: something in it cannot be captured.
@@ -322,4 +320,4 @@ class EngineLoader(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Free what the engines share, after the engines. Calling it twice is fine."""
+        """Free the shared resources, after the engines. Calling it twice is fine."""

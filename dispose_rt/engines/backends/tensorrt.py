@@ -19,7 +19,7 @@ from .tensorrt_flavour import RUNTIME_CACHE_SUFFIX, builder_lock, load_flavour, 
 
 
 class TensorRtLoader(EngineLoader):
-    """What the TensorRT engines of one directory share: GPU, runtime, stream, and one scratch memory for all.
+    """Loads the TensorRT engines of one directory, which share a GPU, a runtime, a stream and one scratch memory.
 
     Args:
         manifest: a directory built for "tensorrt_rtx" or "tensorrt".
@@ -62,7 +62,7 @@ class TensorRtLoader(EngineLoader):
         return _ScratchGraph(self.stream.capture(body), self.scratch)
 
     def close(self) -> None:
-        """Free what the engines share, after the engines. Calling it twice is fine."""
+        """Free the shared resources, after the engines. Calling it twice is fine."""
         if self.runtime is not None:
             self.scratch.close()
             self.stream.close()
@@ -74,11 +74,11 @@ class TensorRtLoader(EngineLoader):
 class Scratch:
     """One block of memory in which all engines of a directory compute, one after the other.
 
-    Safe because runs that share it follow each other on one stream. It grows when an engine that needs more is
-    allocated, and moves then; what was captured before would compute at the old place.
+    This is safe because all runs follow each other on one stream. Allocating an engine that needs more memory moves
+    it; graphs that were captured before would compute at the old address.
 
     Attributes:
-        moves: how often it has moved.
+        moves: number of times that it has moved.
     """
 
     def __init__(self, stream: Stream) -> None:
@@ -91,12 +91,12 @@ class Scratch:
         """Let a context compute here.
 
         Args:
-            context: an execution context whose memory is the caller's business.
-            size_bytes: what it needs.
+            context: an execution context whose memory the caller provides.
+            size_bytes: memory that it needs.
 
         Raises:
-            OutOfMemoryError: the GPU lacks memory; engines that were attached before keep what they had.
-            DeviceError: it would have to grow, and a graph is being captured.
+            OutOfMemoryError: the GPU lacks memory; engines that were attached before keep theirs.
+            DeviceError: it would have to grow while a graph is being captured.
         """
         if self._memory is None or self._memory.nbytes < size_bytes:
             self._grow(size_bytes)
@@ -169,7 +169,7 @@ class _ScratchGraph(Graph):
 
 
 class TensorRtEngine(Engine):
-    """One network: an engine, its context, and a place on the GPU for each of its tensors."""
+    """One network: an engine, its execution context, and an array on the GPU for each of its tensors."""
 
     def __init__(self, loader: TensorRtLoader, network: str) -> None:
         compute_dtype = loader.manifest.networks[network].compute_dtype
@@ -210,7 +210,7 @@ class TensorRtEngine(Engine):
             scratch.attach(self._context, self._scratch_bytes())
 
     def _scratch_bytes(self) -> int:
-        """What the runs that follow need; for the largest shapes of the build, as TensorRT has set itself up."""
+        """Memory that the runs that follow need: for the largest shapes of the build, unless limits were lowered."""
         largest = int(self._engine.device_memory_size_v2)
         if not self._was_limited:
             return largest
@@ -226,7 +226,7 @@ class TensorRtEngine(Engine):
         self._loader.device.make_current()
         self._set_shapes()
         self._was_limited |= self._limits != self._built_limits
-        if self._was_limited:  # what it needs, and how it divides that, goes with the shapes from now on
+        if self._was_limited:  # its memory, and how it is divided, depend on the shapes from now on
             self._loader.scratch.detach(self._context)
 
     def _set_shapes(self) -> None:
@@ -256,7 +256,7 @@ class TensorRtEngine(Engine):
             )
 
     def _signature(self) -> dict[str, Signature]:
-        """Dtype and shape of the engine's tensors; what is dynamic gets the contract's name for it, or "?"."""
+        """Return dtype and shape of the engine's tensors; dynamic dimensions get the contract's names, or "?"."""
         engine = self._engine
         ours = {tensor.name: tensor.shape for tensor in (*self._spec.inputs, *self._spec.outputs)}
         theirs = {}
@@ -278,7 +278,7 @@ class TensorRtEngine(Engine):
         return f"{self._loader.flavour.name} says that runs of {self.name} cannot be captured"
 
     def _free(self) -> None:
-        with contextlib.suppress(DeviceError):  # whoever waits for a run is told that it failed
+        with contextlib.suppress(DeviceError):  # the caller that waits for a run gets its error
             self._loader.device.make_current()
             self.stream.synchronize()
         if self._cache is not None:
@@ -289,7 +289,7 @@ class TensorRtEngine(Engine):
 
 
 class _RuntimeCache:
-    """Kernels that TensorRT for RTX compiled for this GPU, beside the engine, so that the next start is fast."""
+    """Kernels that TensorRT for RTX compiled for this GPU, kept beside the engine to make the next start fast."""
 
     def __init__(self, path: Path, cache: Any, kept: bytes | None) -> None:
         self._path = path
@@ -297,7 +297,7 @@ class _RuntimeCache:
         self._kept = kept
 
     def save(self) -> None:
-        """Write what is new. A folder that cannot be written costs the time of the next start, and nothing else."""
+        """Write the kernels if there are new ones. A folder that cannot be written only makes the next start slower."""
         memory = self._cache.serialize()
         content = bytes(memory) if memory is not None else b""
         if content and content != self._kept and write_sealed(self._path, content):

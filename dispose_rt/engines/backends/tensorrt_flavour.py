@@ -1,10 +1,10 @@
-"""TensorRT comes as two packages with one API; everything in which they differ is here.
+"""The two flavours of TensorRT: packages with one API, whose differences are all here.
 
 `tensorrt_rtx` (TensorRT for RTX) compiles in two steps: the build needs no GPU and its plan runs on every GPU that it
-targets; kernels are made for the GPU when an engine is loaded, and kept in a runtime cache. `tensorrt` (10.x and 11.x)
+targets; kernels are compiled for the GPU when an engine is loaded, and kept in a runtime cache. `tensorrt` (10.x and 11.x)
 times kernels on the GPU at hand while it builds, keeps the timings in a cache, and its plan runs on that kind of GPU.
 
-Neither is imported before it is asked for.
+Neither is imported before it is needed.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _INSTALL = {
     "tensorrt": "pip install 'dispose-rt[tensorrt]', or pip install 'tensorrt>=10.8' cuda-python",
 }
 _OLDEST = {"tensorrt_rtx": (1, 2), "tensorrt": (10, 8)}
-"""First version with everything that is called here."""
+"""First version that has everything we call."""
 
 _KEPT_MESSAGES = 12
 
@@ -38,11 +38,11 @@ _life = threading.RLock()
 
 @contextmanager
 def builder_lock() -> Iterator[None]:
-    """Hold this while builders and runtimes of TensorRT are made or let go.
+    """Hold this lock while builders and runtimes of TensorRT are created or destroyed.
 
-    TensorRT holds a lock of its own while it makes one and logs, which is Python here, and takes the same lock to
-    destroy one. So nothing of it may be destroyed meanwhile: not by another thread, and not by a garbage collection in
-    the middle of the log call, which would wait for itself.
+    TensorRT holds a lock of its own while it creates one and logs, which runs Python here, and takes the same lock to
+    destroy one. So none may be destroyed meanwhile: not by another thread, and not by a garbage collection in the
+    middle of the log call, which would deadlock.
     """
     with _life:
         collects = gc.isenabled()
@@ -55,9 +55,9 @@ def builder_lock() -> Iterator[None]:
 
 
 def portable_plan_runs_on(capability: str) -> bool:
-    """Whether a plan that `tensorrt_rtx` 1.x built without targets runs on a GPU.
+    """Return whether a plan that `tensorrt_rtx` 1.x built without targets runs on a GPU.
 
-    Turing has to be named as a target, and 9.x to 11.x are no GPUs of this flavour: 1.7 refuses an H200, and 1.4
+    Turing must be named as a target, and this flavour does not support 9.x to 11.x: 1.7 refuses an H200, and 1.4
     compiles and runs single layers there, but has no kernels for real networks.
 
     Args:
@@ -88,7 +88,7 @@ def load_flavour(name: str) -> Flavour:
 
 
 def tensorrt_version(name: str) -> str:
-    """Version of an installed flavour.
+    """Return the version of an installed flavour.
 
     Raises:
         EngineError: see `load_flavour`.
@@ -103,7 +103,7 @@ class Flavour:
         name: of the package.
         trt: the imported module.
         version: of the package.
-        has_timing_cache: a build keeps timings of kernels, which make the next one faster.
+        has_timing_cache: a build keeps timings of kernels, which speed up the next one.
         has_runtime_cache: kernels that were compiled when an engine was loaded can be kept.
     """
 
@@ -118,18 +118,18 @@ class Flavour:
     # building
 
     def create_builder(self, log: Any) -> Any:
-        """Return a builder; let go of it within `builder_lock`."""
+        """Return a builder; destroy it within `builder_lock`."""
         with builder_lock():
             return self.trt.Builder(log)
 
     def create_network(self, builder: Any) -> Any:
-        """Return an empty network whose tensors have the types that the graph says."""
+        """Return an empty network whose tensors get their types from the graph."""
         flag = self.trt.NetworkDefinitionCreationFlag
         weak_by_default = int(self.version.partition(".")[0]) == 10  # 11 knows no other than strongly typed networks
         return builder.create_network(1 << int(flag.STRONGLY_TYPED) if weak_by_default else 0)
 
     def resolve_targets(self, targets: Sequence[str]) -> tuple[str, ...]:
-        """Check what a build can target, and answer what its plan will run on.
+        """Check the targets of a build, and return those that its plan will run on.
 
         Args:
             targets: compute capabilities such as "sm_89"; none leaves the choice to TensorRT.
@@ -157,17 +157,17 @@ class Flavour:
         return (gpu.capability,)
 
     def configure(self, config: Any, targets: Sequence[str]) -> None:
-        """Set what differs between the flavours in a builder configuration; `targets` as they were asked for."""
+        """Set the options of a builder configuration in which the flavours differ; `targets` as requested."""
 
     # running
 
     def create_runtime(self, log: Any) -> Any:
-        """Return a runtime; let go of it within `builder_lock`."""
+        """Return a runtime; destroy it within `builder_lock`."""
         with builder_lock():
             return self.trt.Runtime(log)
 
     def plan_problem(self, head: bytes, size_bytes: int) -> str | None:
-        """Say what is wrong with a plan that its first bytes and its length give away.
+        """Return what is wrong with a plan, judged by its first bytes and its length; None if nothing is.
 
         Args:
             head: the first 32 bytes of the file, or all where it is shorter.
@@ -180,14 +180,14 @@ class Flavour:
         return None
 
     def refusal(self, runtime: Any, plan: Any) -> str | None:
-        """Ask TensorRT, where it can tell, why a plan will not run on the current GPU."""
+        """Return why a plan will not run on the current GPU, or None where TensorRT cannot tell."""
         return None
 
     def create_context(self, engine: Any, cache: bytes | None) -> tuple[Any, Any]:
-        """Create an execution context that is given its scratch memory.
+        """Create an execution context whose scratch memory the caller provides.
 
         Args:
-            engine: what runs.
+            engine: the engine to run.
             cache: contents of the runtime cache, where the flavour has one.
 
         Returns:
@@ -196,19 +196,19 @@ class Flavour:
         return engine.create_execution_context(self.trt.ExecutionContextAllocationStrategy.USER_MANAGED), None
 
     def is_capturable(self, context: Any, stream_handle: int) -> bool:
-        """Whether a run on this stream can be captured into a CUDA graph."""
+        """Return whether a run on this stream can be captured into a CUDA graph."""
         return True
 
     # both
 
     def dtype_name(self, dtype: Any) -> str:
-        """Name of a tensor's dtype as the contract writes it, e.g. "float16"."""
+        """Return the contract's name of a tensor's dtype, e.g. "float16"."""
         names = {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16", "BOOL": "bool"}
         name = str(dtype.name)
         return names.get(name, name.lower())
 
     def create_log(self) -> Any:
-        """Return a logger that keeps the latest warnings and errors. Keep it longer than what was made with it."""
+        """Return a logger that keeps the latest warnings and errors. It must outlive everything that was made with it."""
         trt = self.trt
 
         class Log(trt.ILogger):  # type: ignore[misc, name-defined]
@@ -222,7 +222,7 @@ class Flavour:
                     self.messages.append(message.strip())
 
             def quote(self) -> str:
-                """What went wrong, one message per line; forgets it."""
+                """Return and forget the messages, one per line."""
                 lines = [f"  {line}" for message in self.messages for line in message.splitlines()]
                 self.messages.clear()
                 return "\n".join(lines) or "  (it gave no reason)"
@@ -242,7 +242,7 @@ class RtxFlavour(Flavour):
         return builder.create_network(0)  # always strongly typed
 
     def resolve_targets(self, targets: Sequence[str]) -> tuple[str, ...]:
-        """See `Flavour.resolve_targets`. None means sm_80 and later; sm_75 runs only where it is named."""
+        """See `Flavour.resolve_targets`. No targets mean sm_80 and later; sm_75 must be named."""
         known = self._capabilities()
         unknown = [target for target in targets if target not in known]
         if unknown:
@@ -259,7 +259,7 @@ class RtxFlavour(Flavour):
 
     def configure(self, config: Any, targets: Sequence[str]) -> None:
         """See `Flavour.configure`."""
-        # no memory of its own at run time: what makes a run capturable into a CUDA graph
+        # without memory of its own at run time, a run can be captured into a CUDA graph
         config.set_flag(self.trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
         known = self._capabilities()
         wanted = self.resolve_targets(targets)
@@ -292,9 +292,9 @@ class RtxFlavour(Flavour):
         trt = self.trt
         config = engine.create_runtime_config()
         config.set_execution_context_allocation_strategy(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
-        # not lazily: then the first runs of a shape would use other kernels than later ones, and give other numbers
+        # not lazily: the first runs of a shape would use other kernels than later ones, with other results
         config.dynamic_shapes_kernel_specialization_strategy = trt.DynamicShapesKernelSpecializationStrategy.EAGER
-        # the caller captures whole steps; a graph of its own inside each would be in the way
+        # the caller captures whole steps; a graph inside each would be in the way
         config.cuda_graph_strategy = trt.CudaGraphStrategy.DISABLED
         runtime_cache = config.create_runtime_cache()
         if cache is not None:
@@ -319,7 +319,7 @@ _DIAGNOSTICS = {
 
 
 def read_head(path: Path) -> tuple[bytes, int]:
-    """The first 32 bytes and the length of a file.
+    """Return the first 32 bytes and the length of a file.
 
     Raises:
         EngineError: it cannot be read.

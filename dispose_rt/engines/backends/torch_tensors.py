@@ -1,4 +1,4 @@
-"""Our arrays as tensors of torch, which whoever calls has imported."""
+"""Our arrays as tensors of torch, which the caller has imported."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ...device.cpu import as_numpy
 
 
 def view_as_tensor(torch: Any, array: Array) -> Any:
-    """See an array as a tensor of torch, without a copy. Valid until the array is freed."""
+    """Return a tensor of torch that shares an array's memory; it is valid until the array is freed."""
     half = array.dtype == "bfloat16"
     if array.device.name == "cpu":
         host = as_numpy(array)
@@ -22,7 +22,7 @@ def view_as_tensor(torch: Any, array: Array) -> Any:
 
 
 class _CudaMemory:
-    """An array under the protocol by which torch takes foreign memory; bfloat16, which that does not know, as int16."""
+    """An array under the protocol by which torch accepts foreign memory; bfloat16, which it lacks, travels as int16."""
 
     def __init__(self, array: Array) -> None:
         dtype = np.dtype("int16" if array.dtype == "bfloat16" else array.dtype)

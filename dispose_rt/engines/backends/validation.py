@@ -34,7 +34,7 @@ def host_dtype(dtype: str) -> str:
 def check_inputs(
     spec: NetworkSpec, sizes: Sizes, compute_dtype: str, inputs: Mapping[str, NDArray[Any]]
 ) -> dict[str, int]:
-    """Check names, dtypes and shapes, and answer the value of every dynamic symbol.
+    """Check names, dtypes and shapes, and return the value of every dynamic symbol.
 
     Raises:
         InputError: lists every tensor that is missing, unknown, or of another dtype or shape.
@@ -63,7 +63,7 @@ def check_inputs(
 
 
 def check_alive(arrays: Iterable[Array]) -> None:
-    """Check that what an engine reads and writes was not freed.
+    """Check that none of an engine's arrays was freed.
 
     Raises:
         DeviceError: an array was freed.

@@ -123,7 +123,7 @@ class Denoiser:
             float32 [frames, 4, height/8, width/8] on the device; the caller frees it.
 
         Raises:
-            EngineError: a network failed, or answered non-finite values.
+            EngineError: a network failed, or returned non-finite values.
             OutOfMemoryError: the device has no room.
             Cancelled: the caller asked to stop.
         """
@@ -219,7 +219,7 @@ class _Queue:
         """Queue a unit, after waiting for the one before the last.
 
         Raises:
-            EngineError: a network failed, or answered non-finite values.
+            EngineError: a network failed, or returned non-finite values.
             Cancelled: the caller asked to stop.
         """
         if not self._free:
@@ -251,7 +251,7 @@ class _Queue:
         for engine in self._engines:
             engine.check_finite()  # names the network and its tensors
         raise EngineError(
-            "the networks controlnet and unet answered non-finite values: their precision is too small for these "
+            "the networks controlnet and unet returned non-finite values: their precision is too small for these "
             "weights. Build the engines with --precision bf16 or fp32."
         )
 

@@ -249,7 +249,7 @@ class DenoisingStep:
             for part in store.parts(name, self._stream):
                 if not np.isfinite(part).all():
                     raise EngineError(
-                        f"the network {CONDITION_SOURCES[name]} answered non-finite values: its precision is too small "
+                        f"the network {CONDITION_SOURCES[name]} returned non-finite values: its precision is too small "
                         "for these weights, or what it read was not finite. Build the engines with --precision bf16 or "
                         "fp32."
                     )

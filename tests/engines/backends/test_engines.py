@@ -14,7 +14,7 @@ from onnx import TensorProto, helper
 
 from dispose_rt.contract import NETWORKS
 from dispose_rt.device import CpuDevice
-from dispose_rt.doctor.diagnosis import sample_inputs
+from dispose_rt.doctor.trials import sample_inputs
 from dispose_rt.engines.backends import Engine, EngineLoader
 from dispose_rt.engines.manifest import FileRecord, Manifest, read_manifest
 from dispose_rt.engines.open import Engines
@@ -258,7 +258,7 @@ def test_non_finite_outputs_are_found_when_asked_for(loader: EngineLoader, manif
     inputs["embeddings"][1, 5] = np.nan
     upload(engine, inputs)
     engine.enqueue(loader.stream)
-    with pytest.raises(EngineError, match="point_encoder answered non-finite values in float32: point_features_0"):
+    with pytest.raises(EngineError, match="point_encoder returned non-finite values in float32: point_features_0"):
         engine.check_finite()
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from dispose_rt.contract import NETWORKS
-from dispose_rt.doctor.diagnosis import sample_inputs as draw_inputs
+from dispose_rt.doctor.trials import sample_inputs as draw_inputs
 from dispose_rt.engines.backends.tensorrt import TensorRtEngine, TensorRtLoader
 from dispose_rt.engines.backends.validation import host_dtype
 from dispose_rt.engines.manifest import Manifest, read_manifest

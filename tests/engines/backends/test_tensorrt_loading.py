@@ -46,20 +46,18 @@ def test_a_smaller_range_than_the_directory_needs_is_refused(machine: Machine) -
         machine.loader().open(POINTS)
 
 
-@pytest.mark.parametrize(
-    ("content", "words"),
-    [
+def test_truncated_and_foreign_files_are_refused(machine: Machine) -> None:
+    loader = machine.loader()
+    for content, words in (
         (b"", "no plan of tensorrt_rtx: 0 bytes"),
         (b"vtrt", "4 bytes"),
         (b"\x08\x0a\x12" + bytes(100), "no plan of tensorrt_rtx"),
         (b"ftrt" + bytes(100), "no plan of tensorrt_rtx"),
         (b"vtrt" + bytes(12) + (1000).to_bytes(8, "little") + bytes(100), "has 124 bytes, its header says 1000"),
-    ],
-)
-def test_truncated_and_foreign_files_are_refused(machine: Machine, content: bytes, words: str) -> None:
-    (machine.folder / f"{POINTS}.plan").write_bytes(content)
-    with pytest.raises(EngineError, match=f"{words}.*Build the directory again"):
-        machine.loader().open(POINTS)
+    ):
+        (machine.folder / f"{POINTS}.plan").write_bytes(content)
+        with pytest.raises(EngineError, match=f"{words}.*Build the directory again"):
+            loader.open(POINTS)
 
 
 def test_a_missing_file_is_refused(machine: Machine) -> None:
@@ -119,7 +117,7 @@ def test_compiled_kernels_are_kept_for_the_next_start(machine: Machine) -> None:
     assert cache_file(machine).stat().st_mtime_ns == written
 
 
-@pytest.mark.parametrize("kept", [0, 1, 32, 40])
+@pytest.mark.parametrize("kept", [0, 40])
 def test_a_damaged_cache_is_ignored_and_replaced(machine: Machine, kept: int) -> None:
     built = machine.build(POINTS, repeat_channels)
     write_sealed(cache_file(machine), b"kernels of old")

@@ -379,7 +379,7 @@ def test_a_lost_gpu_is_reported_and_everything_closes(machine: Machine) -> None:
 
 def test_non_finite_outputs_are_refused(machine: Machine) -> None:
     machine.build(POINTS, lambda run: None)  # what was allocated holds NaN
-    with pytest.raises(EngineError, match="point_encoder answered non-finite values in float16.*bf16"):
+    with pytest.raises(EngineError, match="point_encoder returned non-finite values in float16.*bf16"):
         machine.loader().open(POINTS).run(embeddings(1))
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from dispose_rt.contract import NETWORKS, Sizes
-from dispose_rt.doctor.diagnosis import sample_inputs
+from dispose_rt.doctor.trials import sample_inputs
 from dispose_rt.engines.backends.validation import check_inputs, check_outputs_finite, host_dtype
 from dispose_rt.errors import EngineError, InputError
 

@@ -340,7 +340,7 @@ def test_non_finite_values_name_the_network(network: str, step: int) -> None:
         return outputs
 
     engine.compute = broken
-    with pytest.raises(EngineError, match=f"the network {network} answered non-finite values in float32"):
+    with pytest.raises(EngineError, match=f"the network {network} returned non-finite values in float32"):
         setup.run(Clip(3))
     assert len(calls) <= step + 3  # found while at most one more step is under way
     engine.compute = compute
@@ -352,7 +352,7 @@ def test_non_finite_values_name_the_network(network: str, step: int) -> None:
 def test_conditions_that_are_not_finite_name_the_network_that_made_them(name: str, network: str, place: str) -> None:
     clip = Clip(7)
     clip.host[name][5, 0, 0, 0] = np.nan
-    with pytest.raises(EngineError, match=f"the network {network} answered non-finite values"):
+    with pytest.raises(EngineError, match=f"the network {network} returned non-finite values"):
         Setup().run(clip, place)
 
 

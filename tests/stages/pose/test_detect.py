@@ -75,7 +75,7 @@ def test_images_that_are_no_rgb_pixels_are_refused(image):
 
 def test_a_detector_that_answers_nan_is_named():
     engine = RecordedEngine("person_detector", [{"output": np.nan}])
-    with pytest.raises(EngineError, match="person_detector answered non-finite values in float32: output"):
+    with pytest.raises(EngineError, match="person_detector returned non-finite values in float32: output"):
         PersonDetector(engine).detect(np.zeros((5, 5, 3), np.uint8))
 
 

@@ -117,7 +117,7 @@ def test_everybody_in_an_image_is_found(case, shared, monkeypatch):
 
 def test_an_estimator_that_answers_nan_is_named():
     engine = RecordedEngine("pose_estimator", [{"simcc_x": 0, "simcc_y": np.nan}])
-    with pytest.raises(EngineError, match="pose_estimator answered non-finite values in float32: simcc_y"):
+    with pytest.raises(EngineError, match="pose_estimator returned non-finite values in float32: simcc_y"):
         PoseEstimator(engine).estimate(np.zeros((5, 5, 3), np.uint8), np.zeros((0, 4)))
 
 
