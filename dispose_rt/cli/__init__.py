@@ -1,6 +1,7 @@
 """The command `dispose-rt`, with one module per command.
 
-Importing this imports nothing heavy: a command's module is loaded when it is asked for, what it runs when it runs.
+Importing this package imports nothing heavy: a command's module is loaded when the command is called, and the library
+when the command runs.
 """
 
 from __future__ import annotations

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import os
-from pathlib import Path
 
 from ..bench import command
 from .console import Console
 from .exit_codes import ExitCode
-from .parser import ENGINES_VARIABLE, add_debug
+from .parser import add_debug, engines_from_environment
 from .stop_signals import StopSignals
 
 DESCRIPTION, EPILOG = command.DESCRIPTION, command.EPILOG
@@ -17,8 +15,7 @@ DESCRIPTION, EPILOG = command.DESCRIPTION, command.EPILOG
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
-    default = os.environ.get(ENGINES_VARIABLE) or None
-    command.add_arguments(parser, Path(default) if default else None)
+    command.add_arguments(parser, engines_from_environment())
     add_debug(parser)
 
 

@@ -1,4 +1,4 @@
-"""What a command says, and where: results on standard output, everything else on standard error."""
+"""The output of a command: results on standard output, everything else on standard error."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ JSON_OPTION, DEBUG_OPTION = "--json", "--debug"
 
 
 class ReaderLeftError(Exception):
-    """Nobody reads standard output any more; `head`, for example, has seen enough."""
+    """The reader of standard output has left; `head`, for example, has seen enough."""
 
 
 class Console:
@@ -27,7 +27,7 @@ class Console:
     standard error is a JSON object.
 
     Args:
-        arguments: of the command; they are looked at before they are parsed, as parsing may fail.
+        arguments: of the command. The options for output are read before the rest is parsed, since parsing may fail.
     """
 
     def __init__(self, arguments: Sequence[str]) -> None:
@@ -52,7 +52,7 @@ class Console:
         self._print(json.dumps(document, default=str))
 
     def flush(self) -> None:
-        """Hand on what was printed: a full disk or a closed pipe shows here, not when Python ends."""
+        """Flush standard output, so that a full disk or a closed pipe shows here and not when Python ends."""
         if sys.stdout is not None:
             try:
                 sys.stdout.flush()
@@ -67,7 +67,7 @@ class Console:
             raise ReaderLeftError from error
 
     def fail(self, kind: str, message: str, *, text: str | None = None, usage: str = "") -> None:
-        """Say why a command failed: on standard error, and with `--json` on standard output too.
+        """Report why a command failed: on standard error, and with `--json` on standard output too.
 
         Args:
             kind: name of the error's type.
@@ -76,21 +76,21 @@ class Console:
             usage: printed before it.
         """
         if self.logs_json:
-            self._tell(json.dumps({"error": {"type": kind, "message": message}}))
+            self._print_error(json.dumps({"error": {"type": kind, "message": message}}))
         else:
-            self._tell(usage + (f"dispose-rt: error: {message}" if text is None else text))
+            self._print_error(usage + (f"dispose-rt: error: {message}" if text is None else text))
         if self.is_json and not self._printed_document:
             self.print_document({"error": {"type": kind, "message": message}})
 
     def warn(self, message: str) -> None:
         """Print a warning in one line."""
         self.warnings.append(message)
-        self._tell(json.dumps({"warning": message}) if self.logs_json else f"dispose-rt: warning: {message}")
+        self._print_error(json.dumps({"warning": message}) if self.logs_json else f"dispose-rt: warning: {message}")
 
     def note(self, message: str) -> None:
-        """Print something that is worth knowing in one line of standard error, but for `--quiet`."""
+        """Print a remark in one line of standard error, unless `--quiet` is given."""
         if not self.is_quiet:
-            self._tell(json.dumps({"note": message}) if self.logs_json else f"dispose-rt: {message}")
+            self._print_error(json.dumps({"note": message}) if self.logs_json else f"dispose-rt: {message}")
 
     def report_ticks(self) -> Callable[[str, int, int], None]:
         """Make a progress callback that prints one JSON object per tick."""
@@ -101,18 +101,18 @@ class Console:
         def report(stage: str, done: int, total: int) -> None:
             known = guess(stage, done, total)
             tick = {"stage": stage, "done": done, "total": known, "elapsed_s": round(time.perf_counter() - start_s, 3)}
-            self._tell(json.dumps(tick))
+            self._print_error(json.dumps(tick))
 
         return report
 
     def show_traceback(self) -> None:
         """Print the traceback of the error that is being handled, where `--debug` asks for it."""
         if self.is_debug:
-            self._tell(traceback.format_exc().rstrip("\n"))
+            self._print_error(traceback.format_exc().rstrip("\n"))
 
     @contextlib.contextmanager
     def attached(self) -> Iterator[None]:
-        """Take over Python's warnings and the library's log messages, and print what no encoding holds as escapes."""
+        """Print Python's warnings and the library's log messages, and characters that cannot be encoded as escapes."""
         log, handler = logging.getLogger("dispose_rt"), _LogHandler(self)
         handler.setLevel(logging.DEBUG if self.is_debug else logging.WARNING)
         log.addHandler(handler)
@@ -135,17 +135,17 @@ class Console:
         file: TextIO | None = None,
         line: str | None = None,
     ) -> None:
-        """Stand in for `warnings.showwarning`, without the place in the source that raised the warning."""
+        """Replace `warnings.showwarning`, leaving out the line of code that raised the warning."""
         self.warn(str(message))
 
-    def _tell(self, line: str) -> None:
-        """Print a line to standard error. That nobody reads it any more is no reason to stop."""
+    def _print_error(self, line: str) -> None:
+        """Print a line to standard error; the command goes on where its reader has left."""
         with contextlib.suppress(BrokenPipeError), _bars_out_of_the_way():
             print(line, file=sys.stderr, flush=True)
 
 
 class _LogHandler(logging.Handler):
-    """Prints the library's log messages as the console prints all else."""
+    """Prints the library's log messages as notes and warnings."""
 
     def __init__(self, console: Console) -> None:
         super().__init__()
@@ -161,7 +161,7 @@ class _LogHandler(logging.Handler):
 
 @contextlib.contextmanager
 def _bars_out_of_the_way() -> Iterator[None]:
-    """Take progress bars off the terminal for a moment, if any were drawn at all."""
+    """Clear progress bars from the terminal while a line is printed, if there are any."""
     bars = sys.modules.get("tqdm")
     if bars is None:
         yield
@@ -172,7 +172,7 @@ def _bars_out_of_the_way() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _every_character_printable(stream: Any) -> Iterator[None]:
-    """File names may hold bytes that are no text, and terminals may know ASCII alone."""
+    """Print escapes for bytes in file names that are no text, and for characters that the encoding lacks."""
     before = getattr(stream, "errors", None)
     if not hasattr(stream, "reconfigure"):
         yield

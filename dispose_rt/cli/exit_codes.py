@@ -1,4 +1,4 @@
-"""What the exit status of `dispose-rt` means: the one table of it."""
+"""The table of exit codes of `dispose-rt`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from enum import IntEnum
 
 
 class ExitCode(IntEnum):
-    """Exit status of the command; a signal that ended it adds its number to 128."""
+    """Exit status of a command; a command that a signal ends has 128 plus the signal's number."""
 
     DONE = 0
     FAILED = 1
@@ -31,5 +31,5 @@ MEANINGS = {
 
 
 def format_table() -> str:
-    """The table as text, a line per code."""
+    """The table as text, one line per code."""
     return "\n".join(f"  {code:3d}  {meaning}" for code, meaning in MEANINGS.items())

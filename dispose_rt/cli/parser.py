@@ -1,4 +1,4 @@
-"""Parsers of arguments: no abbreviations, the nearest name for a mistyped one, and errors that the caller prints."""
+"""The argument parser: no abbreviations, a suggestion for a mistyped name, and errors that the caller prints."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 from .console import DEBUG_OPTION, JSON_OPTION
 
 Arguments = argparse.ArgumentParser | argparse._ArgumentGroup
-"""What arguments can be added to."""
+"""A parser or a group of its arguments."""
 
 ENGINES_VARIABLE = "DISPOSE_RT_ENGINES"
 
@@ -27,9 +27,9 @@ class UsageError(Exception):
 
 
 class CommandParser(argparse.ArgumentParser):
-    """An argument parser that raises UsageError.
+    """An argument parser that raises UsageError, and accepts no abbreviated options.
 
-    Abbreviated options are refused: `--st` would mean another option as soon as there are two of them.
+    `--st` would become ambiguous with the next option that begins so.
     """
 
     def __init__(self, **named: Any) -> None:
@@ -37,7 +37,7 @@ class CommandParser(argparse.ArgumentParser):
         super().__init__(**named, allow_abbrev=False)
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
-        """Parse, naming the nearest option for an unknown one."""
+        """Parse, and suggest the nearest option for an unknown one."""
         options, unknown = self.parse_known_args(args, namespace)
         if unknown:
             nearest = next((find_nearest(word, self._option_string_actions) for word in unknown if word[:1] == "-"), "")
@@ -50,39 +50,34 @@ class CommandParser(argparse.ArgumentParser):
 
 
 def find_nearest(word: str, known: Iterable[str]) -> str:
-    """For example "; did you mean --steps?", or nothing where no known name is near."""
+    """Return, for example, "; did you mean --steps?", or "" where no known name is near."""
     near = difflib.get_close_matches(word.partition("=")[0], list(known), n=1)
     return f"; did you mean {near[0]}?" if near else ""
 
 
 def add_engines(parser: Arguments) -> None:
-    """Add `--engines`, which may be left out where the environment names the directory."""
-    default = os.environ.get(ENGINES_VARIABLE) or None
-    parser.add_argument(
-        "--engines",
-        required=default is None,
-        default=default and Path(default),
-        type=Path,
-        metavar="DIR",
-        help=f"engine directory, or a folder of several (default: ${ENGINES_VARIABLE})",
-    )
+    """Add `--engines`, which is optional where the environment names the directory."""
+    _add_directory(parser, "--engines", required=engines_from_environment() is None)
 
 
 def add_directory(parser: Arguments) -> None:
-    """Add an engine directory as an argument without a name."""
-    default = os.environ.get(ENGINES_VARIABLE) or None
-    parser.add_argument(
-        "directory",
-        nargs=None if default is None else "?",
-        default=default and Path(default),
-        type=Path,
-        metavar="DIR",
-        help=f"engine directory, or a folder of several (default: ${ENGINES_VARIABLE})",
-    )
+    """Add an engine directory as a positional argument, optional where the environment names one."""
+    _add_directory(parser, "directory", nargs=None if engines_from_environment() is None else "?")
+
+
+def _add_directory(parser: Arguments, name: str, **options: Any) -> None:
+    help_text = f"engine directory, or a folder of several (default: ${ENGINES_VARIABLE})"
+    parser.add_argument(name, type=Path, default=engines_from_environment(), metavar="DIR", help=help_text, **options)
+
+
+def engines_from_environment() -> Path | None:
+    """The engine directory that the environment names, if any."""
+    text = os.environ.get(ENGINES_VARIABLE)
+    return Path(text) if text else None
 
 
 def add_json(parser: Arguments, what: str) -> None:
-    """Add `--json`, saying what the document holds."""
+    """Add `--json`; `what` says what the document holds."""
     parser.add_argument(JSON_OPTION, action="store_true", help=f"print one JSON document: {what}, or the error")
 
 

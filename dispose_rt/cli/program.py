@@ -1,4 +1,4 @@
-"""`main`: finds the command, runs it, and turns however it ends into a message and an exit status."""
+"""`main` runs a command and turns its end, whatever it is, into a message and an exit status."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ _COMMANDS = {
     "doctor": "try out this machine and an engine directory",
     "page": "serve a web page that makes videos",
 }
-"""Names and what they do. Each has a module of its name here with `DESCRIPTION`, `EPILOG`, `add_arguments(parser)` and
-`run(options, console, stop) -> int`."""
+"""Commands and their summaries. Each has a module of its name in this package with `DESCRIPTION`, `EPILOG`,
+`add_arguments(parser)` and `run(options, console, stop) -> int`."""
 
 _DESCRIPTION = "Animate the person of a photo with the movement of the person of a video."
 _EPILOG = f"""\
@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Args:
-        argv: arguments without the program's name; None takes the process's own.
+        argv: arguments without the program's name; None takes those of the process.
 
     Returns:
         The exit status, see `exit_codes`.
@@ -60,14 +60,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         with console.attached(), stop:
             code = _dispatch(arguments, console, stop)
             console.flush()
-    except SystemExit as end:  # argparse's way to end after --help
+    except SystemExit as end:  # how argparse ends after --help
         return end.code if isinstance(end.code, int) else ExitCode.DONE
     except ReaderLeftError:
         _discard_output()
         return ExitCode.DONE
     except BaseException as error:
         return _fail(console, stop, error)
-    # a command may answer a signal itself, as a build does
+    # a command may handle a signal itself, as a build does
     return code if code == ExitCode.DONE or stop.number is None else 128 + stop.number
 
 
@@ -105,7 +105,7 @@ def _run_without_command(arguments: list[str]) -> int:
 
 
 def _fail(console: Console, stop: StopSignals, error: BaseException) -> int:
-    """Print why a command failed, and choose its exit status, which does not depend on whether anybody reads that."""
+    """Print why a command failed, and choose its exit status, which is the same where standard error is closed."""
     is_stopped = isinstance(error, KeyboardInterrupt) or (isinstance(error, Cancelled) and stop.number is not None)
     try:
         if is_stopped:
@@ -148,6 +148,6 @@ def _explain(console: Console, error: BaseException) -> None:
 
 
 def _discard_output() -> None:
-    """Send the rest of standard output nowhere, so that Python does not fail when it ends."""
+    """Discard the rest of standard output, which Python would otherwise fail to flush at its end."""
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

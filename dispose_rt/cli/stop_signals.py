@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and a closed terminal all end a command in the same way: what it holds is released, in order."""
+"""Orderly ends on Ctrl-C, SIGTERM and SIGHUP: a command releases what it holds."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from typing import Any
 
 _NAMES = ("SIGINT", "SIGTERM", "SIGHUP")
 PATIENCE_S = 10.0
+"""Time after a signal in which further ones are ignored, in seconds."""
 
 
 class Interrupted(KeyboardInterrupt):
@@ -21,19 +22,19 @@ class Interrupted(KeyboardInterrupt):
 
 
 class StopSignals:
-    """While it is entered, a signal ends the command in order, and those that follow do not disturb that.
+    """A context in which the first signal ends the command in an orderly way.
 
-    The first signal raises Interrupted in the main thread, or, inside of `gently`, sets the event alone. For some time
-    further ones do nothing, as they would end the cleanup halfway; after it they raise Interrupted, so that a command
-    that hangs can be stopped. Signals that the process was started to ignore (`nohup`, `&` in a script) stay ignored.
-    In other threads than the main one nothing is installed.
+    The first signal raises Interrupted in the main thread; inside `gently` it only sets the event. Further signals are
+    ignored for a while, as they would break off the cleanup; after that they raise Interrupted, so that a command that
+    hangs can be stopped. Signals that the process was started to ignore (`nohup`, `&` in a script) stay ignored.
+    Outside the main thread nothing is installed.
 
     Args:
-        patience_s: how long further signals do nothing.
+        patience_s: time in which further signals are ignored, in seconds.
 
     Attributes:
-        number: the first signal; None while there was none.
-        event: is set by it.
+        number: the first signal; None before it.
+        event: set by the first signal.
     """
 
     def __init__(self, patience_s: float = PATIENCE_S) -> None:
@@ -58,13 +59,16 @@ class StopSignals:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Put back what was there."""
+        """Restore the handlers of before."""
         for number, before in self._before.items():
             signal.signal(number, before)
 
     @contextmanager
     def gently(self) -> Iterator[threading.Event]:
-        """For work that looks at the event: an exception may strike anywhere, and leave a lock taken."""
+        """Let the first signal set the event and raise nothing, for work that polls the event.
+
+        An exception could be raised anywhere in that work, and leave a lock taken.
+        """
         self._gentle = True
         try:
             yield self.event

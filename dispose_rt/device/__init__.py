@@ -6,7 +6,16 @@ from .bfloat16 import round_to_bfloat16, widen_bfloat16
 from .cpu import CpuDevice
 from .cuda import CudaDevice
 from .cuda_runtime import check
-from .gpus import Gpu, check_device_name, describe_gpu, find_gpus, is_device_name, resolve_device, set_device
+from .gpus import (
+    Gpu,
+    check_device_name,
+    describe_gpu,
+    find_gpus,
+    is_device_name,
+    parse_device,
+    resolve_device,
+    set_device,
+)
 from .modules import compiled_module
 
 __all__ = [
@@ -27,6 +36,7 @@ __all__ = [
     "find_gpus",
     "is_device_name",
     "open_device",
+    "parse_device",
     "resolve_device",
     "round_to_bfloat16",
     "set_device",

@@ -1,4 +1,4 @@
-"""Which GPUs there are, and which one a device string means."""
+"""The GPUs of this machine, and which one a device name means."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ..errors import DeviceError, InputError
 from .cuda_runtime import check, cuda_runtime, explain
 
 _NO_DRIVER = ("cudaErrorInsufficientDriver", "cudaErrorNoDevice", "cudaErrorStubLibrary")
-"""What CUDA answers on a machine without an NVIDIA driver or without a GPU."""
+"""What CUDA returns on a machine without an NVIDIA driver or without a GPU."""
 
 
 @dataclass(frozen=True)
@@ -17,11 +17,11 @@ class Gpu:
     """One NVIDIA GPU.
 
     Attributes:
-        index: CUDA's number for it; what N in "cuda:N" means.
+        index: CUDA's number for it, the N of "cuda:N".
         name: product name.
         capability: compute capability, e.g. "sm_90".
         total_bytes: its memory.
-        free_bytes: memory that was free when it was asked.
+        free_bytes: its free memory at the time of the query.
         driver_version: newest CUDA version that the driver supports, e.g. "13.0".
     """
 
@@ -44,10 +44,10 @@ def find_gpus() -> tuple[Gpu, ...]:
 
 
 def _count_gpus() -> tuple[int, str]:
-    """How many GPUs there are; where none, why."""
+    """The number of GPUs, and why there is none."""
     try:
         result = cuda_runtime().cudaGetDeviceCount()
-    except (DeviceError, RuntimeError) as error:  # without a driver, cuda-python 12 raises what 13 answers
+    except (DeviceError, RuntimeError) as error:  # without a driver, cuda-python 12 raises what 13 returns
         return 0, str(error)
     if result[0].name in _NO_DRIVER:
         return 0, f"{result[0].name}: {explain(result[0])}"
@@ -84,33 +84,47 @@ def is_device_name(device: object) -> bool:
     return isinstance(device, str) and re.fullmatch(r"auto|cpu|cuda(:[0-9]+)?", device) is not None
 
 
+def parse_device(device: str) -> tuple[str, int]:
+    """Split a device name into its kind and number.
+
+    Args:
+        device: "auto", "cpu", "cuda" or "cuda:N".
+
+    Returns:
+        "auto", "cpu" or "cuda"; and N, which is 0 where the name has no number.
+
+    Raises:
+        InputError: the name is of another form.
+    """
+    if not is_device_name(device):
+        raise InputError(f"the device {device!r} is not known; pass auto, cpu, cuda or cuda:N")
+    kind, _, number = device.partition(":")
+    return kind, int(number or 0)
+
+
 def check_device_name(device: str) -> None:
-    """Refuse what is no device of any machine.
+    """Refuse a name that no device on any machine has.
 
     Raises:
         InputError: it is none of "auto", "cpu", "cuda" and "cuda:N".
     """
-    if not is_device_name(device):
-        raise InputError(f"the device {device!r} is not known; pass auto, cpu, cuda or cuda:N")
+    parse_device(device)
 
 
 def resolve_device(device: str) -> Gpu:
-    """Find the GPU that a device string means.
+    """Find the GPU that a device name means.
 
     Args:
         device: "auto" or "cuda" (the first GPU), or "cuda:N".
 
     Raises:
-        InputError: the string is of another form.
-        DeviceError: the string says "cpu", there is no GPU, or none with that number.
+        InputError: the name is of another form.
+        DeviceError: the name is "cpu", there is no GPU, or none with that number.
     """
-    if device == "cpu":
+    kind, index = parse_device(device)
+    if kind == "cpu":
         raise DeviceError("these engines run on an NVIDIA GPU alone; build the directory with --backend onnxruntime")
-    check_device_name(device)
-    kind, _, number = device.partition(":")
-    numbered = device != kind
     count, why_none = _count_gpus()
-    index = int(number) if numbered else 0
     if count == 0:
         raise DeviceError(
             f"the device {device!r} needs an NVIDIA GPU, and none was found ({why_none}). Check that nvidia-smi lists "

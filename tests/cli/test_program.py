@@ -16,6 +16,7 @@ from dispose_rt import cli
 from dispose_rt.cli import program
 from dispose_rt.cli.exit_codes import MEANINGS, ExitCode
 from dispose_rt.errors import DeviceError, DeviceLostError, EngineError, OutOfMemoryError
+from tests.every import every_item
 
 from .conftest import Captured, FakeAnimator
 
@@ -23,26 +24,28 @@ COMMANDS = tuple(program._COMMANDS)
 HEAVY = ("cv2", "av", "onnxruntime", "gradio", "torch", "diffusers", "transformers", "onnx", "PIL", "huggingface_hub")
 
 
-@pytest.mark.parametrize("argv", [["fly"], ["inspect"], ["animate"], ["--fast"], ["--quiet", "animate"]])
-def test_unknown_commands(argv: list[str], capsys: Captured) -> None:
-    assert cli.main(argv) == 2
-    assert "usage: dispose-rt" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("argv", "hint"),
-    [
-        (["animte"], "unknown command 'animte'; did you mean animate?"),
-        (["Doctor"], "unknown command 'Doctor'; did you mean doctor?"),
-        (["xyzzy"], "unknown command 'xyzzy'; choose from animate, build, download, bench, inspect, doctor, page"),
-        (["doctor", "--load-onyl"], "unrecognized arguments: --load-onyl; did you mean --load-only?"),
-        (["doctor", "--jsn=1"], "unrecognized arguments: --jsn=1; did you mean --json?"),
-        (["doctor", "--load"], "unrecognized arguments: --load"),  # no abbreviations
-    ],
-)
-def test_the_nearest_name_is_suggested(argv: list[str], hint: str, capsys: Captured) -> None:
-    assert cli.main(argv) == 2
-    assert hint in capsys.readouterr().err
+def test_misused_commands(capsys: Captured) -> None:
+    """Unknown words are answered with the usage, and the nearest known name."""
+    hints = {
+        "fly": "unknown command 'fly'",
+        "inspect": "usage: dispose-rt inspect",
+        "animate": "usage: dispose-rt animate",
+        "--fast": "",
+        "--quiet animate": "name the command first",
+        "animte": "unknown command 'animte'; did you mean animate?",
+        "Doctor": "unknown command 'Doctor'; did you mean doctor?",
+        "xyzzy": "unknown command 'xyzzy'; choose from animate, build, download, bench, inspect, doctor, page",
+        "doctor --load-onyl": "unrecognized arguments: --load-onyl; did you mean --load-only?",
+        "doctor --jsn=1": "unrecognized arguments: --jsn=1; did you mean --json?",
+        "doctor --load": "unrecognized arguments: --load",  # no abbreviations
+    }
+    with every_item() as every:
+        for line, hint in hints.items():
+            with every(line):
+                assert cli.main(line.split()) == 2
+                err = capsys.readouterr().err
+                assert hint in err
+                assert "usage: dispose-rt" in err
 
 
 def test_no_command_prints_the_help(capsys: Captured) -> None:
@@ -50,20 +53,17 @@ def test_no_command_prints_the_help(capsys: Captured) -> None:
     assert "examples:" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("argv", [["--help"], *([name, "--help"] for name in COMMANDS)], ids=" ".join)
-def test_help_has_examples(argv: list[str], capsys: Captured) -> None:
-    assert cli.main(argv) == 0
-    out = capsys.readouterr().out
-    assert "examples:" in out
-    assert f"usage: dispose-rt {argv[0] if len(argv) > 1 else '[-h]'}" in out
-
-
-@pytest.mark.parametrize("name", COMMANDS)
-def test_every_command_speaks_json_and_debugs(name: str, capsys: Captured) -> None:
-    assert cli.main([name, "--help"]) == 0
-    out = capsys.readouterr().out
-    assert "--json" in out
-    assert "--debug" in out
+def test_help_has_examples(capsys: Captured) -> None:
+    assert len(COMMANDS) == 7
+    with every_item() as every:
+        for argv in (["--help"], *([name, "--help"] for name in COMMANDS)):
+            with every(*argv):
+                assert cli.main(argv) == 0
+                out = capsys.readouterr().out
+                assert "examples:" in out
+                assert f"usage: dispose-rt {argv[0] if len(argv) > 1 else '[-h]'}" in out
+                assert len(argv) == 1 or "--json" in out
+                assert len(argv) == 1 or "--debug" in out
 
 
 def test_the_help_lists_every_command_and_exit_code(capsys: Captured) -> None:
@@ -81,42 +81,31 @@ def test_version(capsys: Captured) -> None:
     assert capsys.readouterr().out == f"dispose-rt {dispose_rt.__version__}\n"
 
 
-def test_as_a_module() -> None:
-    done = subprocess.run([sys.executable, "-m", "dispose_rt", "--version"], capture_output=True, text=True, check=True)
-    assert done.stdout == f"dispose-rt {dispose_rt.__version__}\n"
+ENDS: list[tuple[BaseException, int]] = [
+    (EngineError("e"), 1),
+    (DeviceError("there is no cuda:7"), 1),
+    (OutOfMemoryError("3 GB are free, 5 GB are needed"), 3),
+    (DeviceLostError("the GPU is gone"), 3),
+    (MemoryError(), 3),
+    (OSError(28, "No space left on device"), 1),
+    (AttributeError("bug"), 70),
+    (KeyboardInterrupt(), 130),
+]
 
 
-@pytest.mark.parametrize(
-    ("error", "code"),
-    [
-        (EngineError("e"), 1),
-        (DeviceError("there is no cuda:7"), 1),
-        (OutOfMemoryError("3 GB are free, 5 GB are needed"), 3),
-        (DeviceLostError("the GPU is gone"), 3),
-        (MemoryError(), 3),
-        (OSError(28, "No space left on device"), 1),
-        (AttributeError("bug"), 70),
-        (KeyboardInterrupt(), 130),
-    ],
-    ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else "",
-)
-def test_exit_codes(
-    animator: type[FakeAnimator],
-    arguments: list[str],
-    error: BaseException,
-    code: int,
-    tmp_path: Path,
-    capsys: Captured,
-) -> None:
-    animator.failure = error
-    assert cli.main([*arguments, "--json"]) == code
-    out, err = capsys.readouterr()
-    assert "Traceback" not in err
-    assert err.strip().count("\n") == 0
-    found = json.loads(out)["error"]
-    assert found["type"] == ("Interrupted" if code == 130 else type(error).__name__)
-    assert found["message"]
-    assert list(tmp_path.iterdir()) == []
+def test_exit_codes(animator: type[FakeAnimator], arguments: list[str], tmp_path: Path, capsys: Captured) -> None:
+    with every_item() as every:
+        for error, code in ENDS:
+            animator.failure = error
+            with every(type(error).__name__):
+                assert cli.main([*arguments, "--json"]) == code
+                out, err = capsys.readouterr()
+                assert "Traceback" not in err
+                assert err.strip().count("\n") == 0
+                found = json.loads(out)["error"]
+                assert found["type"] == ("Interrupted" if code == 130 else type(error).__name__)
+                assert found["message"]
+                assert list(tmp_path.iterdir()) == []
 
 
 def test_a_bug_is_one_line(animator: type[FakeAnimator], arguments: list[str], capsys: Captured) -> None:
@@ -145,24 +134,25 @@ def test_usage_errors_as_json(capsys: Captured) -> None:
     assert "usage: dispose-rt animate" in err
 
 
-@pytest.mark.parametrize("argv", [["--help"], ["animate", "--help"], ["inspect", "nowhere"], ["bench", "--help"]])
-def test_the_command_line_imports_little(argv: list[str]) -> None:
-    code = (
-        "import sys; from dispose_rt import cli; cli.main(sys.argv[2:]);"
-        "print('imported', sorted(set(sys.argv[1].split()) & set(sys.modules)))"
-    )
-    command = [sys.executable, "-c", code, " ".join((*HEAVY, "tqdm")), *argv]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[-1] == "imported []"
+IMPORTING = """
+import json, sys
+from dispose_rt import cli
+heavy, light, run = json.loads(sys.argv[1])
+for argv in light:
+    cli.main(argv)
+    print("imported", argv, sorted(set(heavy) & set(sys.modules)))
+cli.main(run)
+print("imported", run, sorted({"torch", "diffusers", "transformers", "onnx"} & set(sys.modules)))
+"""
 
 
-def test_the_command_line_imports_no_torch(arguments: list[str]) -> None:
-    code = (
-        "import sys; from dispose_rt import cli; cli.main(['inspect', 'nowhere']); cli.main(sys.argv[1:]);"
-        "print(sorted({'torch', 'diffusers', 'transformers', 'onnx', 'PIL'} & set(sys.modules)))"
-    )
-    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+def test_the_command_line_imports_little(arguments: list[str]) -> None:
+    """Help and refusals load nothing heavy, and a run loads no training framework. One process for all of them."""
+    light = [["--help"], ["animate", "--help"], ["bench", "--help"], ["inspect", "nowhere"]]
+    words = json.dumps([[*HEAVY, "tqdm", "matplotlib"], light, arguments])
+    done = subprocess.run([sys.executable, "-c", IMPORTING, words], capture_output=True, text=True, check=True)
+    lines = [line for line in done.stdout.splitlines() if line.startswith("imported")]
+    assert lines == [f"imported {argv} []" for argv in (*light, arguments)]
 
 
 @pytest.fixture
@@ -193,13 +183,14 @@ def test_errors_into_a_closed_pipe(into_a_closed_pipe: Callable[..., subprocess.
     assert json.loads(done.stdout)["error"]["type"] == "ManifestError"
 
 
-@pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
-def test_names_that_cannot_be_printed(engine_directory: Path, encoding: str) -> None:
+def test_names_that_cannot_be_printed(engine_directory: Path) -> None:
     odd = engine_directory.with_name(os.fsdecode("scène-".encode() + b"\xff"))  # the last byte is no UTF-8
     engine_directory.rename(odd)
     command = [sys.executable, "-m", "dispose_rt", "inspect", odd]
-    environment = os.environ | {"PYTHONIOENCODING": encoding}
-    done = subprocess.run(command, capture_output=True, env=environment, check=False)
-    assert (done.returncode, done.stderr) == (0, b"")
-    printed = r"sc\xe8ne-\udcff" if encoding == "ascii" else r"scène-\udcff"
-    assert done.stdout.splitlines()[0].endswith(printed.encode())
+    with every_item() as every:
+        for encoding, printed in (("ascii", rb"sc\xe8ne-\udcff"), ("utf-8", "scène-".encode() + rb"\udcff")):
+            with every(encoding):
+                environment = os.environ | {"PYTHONIOENCODING": encoding}
+                done = subprocess.run(command, capture_output=True, env=environment, check=False)
+                assert (done.returncode, done.stderr) == (0, b"")
+                assert done.stdout.splitlines()[0].endswith(printed)

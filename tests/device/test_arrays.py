@@ -11,28 +11,34 @@ import pytest
 
 from dispose_rt.device import DTYPE_BYTES, CpuDevice, Device, Stream
 from dispose_rt.errors import DeviceError, OutOfMemoryError
+from tests.every import every_item
 
 
 def counting(*shape: int, dtype: str = "float32") -> np.ndarray:
     return np.arange(np.prod(shape), dtype=dtype).reshape(shape)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16", "int32", "uint8"])
-def test_arrays_go_there_and_back(device: Device, stream: Stream, dtype: str) -> None:
-    values = counting(3, 4, dtype=dtype).T  # not contiguous
-    array = device.array(values, stream)
-    assert (array.shape, array.dtype, array.nbytes) == ((4, 3), dtype, 12 * DTYPE_BYTES[dtype])
-    assert array.address % 256 == 0
-    actual = array.download(stream)
-    assert actual.dtype == dtype
-    np.testing.assert_array_equal(actual, values)
+def test_arrays_go_there_and_back(device: Device, stream: Stream) -> None:
+    with every_item() as every:
+        for dtype in ("float32", "float16", "int32", "uint8"):
+            values = counting(3, 4, dtype=dtype).T  # not contiguous
+            with every(dtype):
+                array = device.array(values, stream)
+                assert (array.shape, array.dtype, array.nbytes) == ((4, 3), dtype, 12 * DTYPE_BYTES[dtype])
+                assert array.address % 256 == 0
+                actual = array.download(stream)
+                assert actual.dtype == dtype
+                np.testing.assert_array_equal(actual, values)
 
 
-@pytest.mark.parametrize("shape", [(), (0,), (3, 0), (1,), (2, 1, 3)])
-def test_any_shape_will_do(device: Device, stream: Stream, shape: tuple[int, ...]) -> None:
-    values = counting(*shape)
-    np.testing.assert_array_equal(device.array(values, stream).download(stream), values)
-    assert not device.zeros(shape, "float32", stream).download(stream).any()
+def test_any_shape_will_do(device: Device, stream: Stream) -> None:
+    shapes: list[tuple[int, ...]] = [(), (0,), (3, 0), (1,), (2, 1, 3)]
+    with every_item() as every:
+        for shape in shapes:
+            values = counting(*shape)
+            with every(shape):
+                np.testing.assert_array_equal(device.array(values, stream).download(stream), values)
+                assert not device.zeros(shape, "float32", stream).download(stream).any()
 
 
 def test_fewer_rows_use_the_front(device: Device, stream: Stream) -> None:
@@ -67,12 +73,15 @@ def test_views_end_with_their_array(device: Device, stream: Stream) -> None:
             one.download(stream)
 
 
-@pytest.mark.parametrize(("start", "stop"), [(-1, 2), (3, 2), (0, 5)])
-def test_rows_that_are_not_there(device: Device, start: int, stop: int) -> None:
-    with pytest.raises(DeviceError, match=rf"no rows {start}..{stop} in \[4, 3\]"):
-        device.empty((4, 3), "float32").rows(start, stop)
-    with pytest.raises(DeviceError, match=rf"no rows {start}..{stop} in \[4, 3\]"):
-        device.pinned((4, 3), "float32").rows(start, stop)
+def test_rows_that_are_not_there(device: Device) -> None:
+    with every_item() as every:
+        for start, stop in ((-1, 2), (3, 2), (0, 5)):
+            for make in (device.empty, device.pinned):
+                with (
+                    every(start, stop, make.__name__),
+                    pytest.raises(DeviceError, match=rf"no rows {start}..{stop} in \[4, 3\]"),
+                ):
+                    make((4, 3), "float32").rows(start, stop)
 
 
 def test_other_shapes_have_as_many_elements(device: Device) -> None:
@@ -80,17 +89,23 @@ def test_other_shapes_have_as_many_elements(device: Device) -> None:
         device.empty((4, 3), "float32").reshape(5, 2)
 
 
-@pytest.mark.parametrize("values", [counting(5, 3), counting(4, 3, dtype="float64"), counting(3), counting(4, 2)])
-def test_what_does_not_fit_is_refused(device: Device, stream: Stream, values: np.ndarray) -> None:
-    with pytest.raises(DeviceError, match=r"does not fit float32 \[4, 3\] on " + device.name):
-        device.empty((4, 3), "float32").upload(values, stream)
+def test_what_does_not_fit_is_refused(device: Device, stream: Stream) -> None:
+    array, message = device.empty((4, 3), "float32"), r"does not fit float32 \[4, 3\] on " + device.name
+    with every_item() as every:
+        for values in (counting(5, 3), counting(4, 3, dtype="float64"), counting(3), counting(4, 2)):
+            with every(values.shape, values.dtype), pytest.raises(DeviceError, match=message):
+                array.upload(values, stream)
 
 
-@pytest.mark.parametrize(("shape", "dtype"), [((2,), "float64"), ((-1,), "float32"), ((2, -3), "uint8")])
-def test_what_no_device_has_is_refused(device: Device, shape: tuple[int, ...], dtype: str) -> None:
-    for allocate in (device.empty, device.pinned):
-        with pytest.raises(DeviceError, match="float64 are not known|is no shape"):
-            allocate(shape, dtype)
+def test_what_no_device_has_is_refused(device: Device) -> None:
+    with every_item() as every:
+        for shape, dtype in (((2,), "float64"), ((-1,), "float32"), ((2, -3), "uint8")):
+            for allocate in (device.empty, device.pinned):
+                with (
+                    every(shape, dtype, allocate.__name__),
+                    pytest.raises(DeviceError, match="float64 are not known|is no shape"),
+                ):
+                    allocate(shape, dtype)
     assert device.pool.used_bytes == 0
 
 
@@ -187,18 +202,20 @@ def test_bfloat16_is_rounded_to_nearest_even(device: Device, stream: Stream) -> 
 # Pinned memory
 
 
-@pytest.mark.parametrize("dtype", list(DTYPE_BYTES))
-def test_pinned_memory_goes_there_and_back(device: Device, stream: Stream, dtype: str) -> None:
-    pinned, back = device.pinned((4, 3), dtype), device.pinned((4, 3), dtype)
-    pinned.bits[:] = counting(4, 3, dtype="uint8")
-    array = device.empty((4, 3), dtype)
-    array.copy_from(pinned, stream)
-    back.rows(1, 3).copy_from(array.rows(0, 2), stream)
-    back.rows(0, 1).copy_from(array.rows(3, 4), stream)
-    stream.synchronize()
-    np.testing.assert_array_equal(back.bits[:3], pinned.bits[[3, 0, 1]])
-    assert (back.shape, back.nbytes) == ((4, 3), 12 * DTYPE_BYTES[dtype])
-    assert back.rows(1, 3).address == back.address + back.nbytes // 4
+def test_pinned_memory_goes_there_and_back(device: Device, stream: Stream) -> None:
+    with every_item() as every:
+        for dtype in DTYPE_BYTES:
+            pinned, back = device.pinned((4, 3), dtype), device.pinned((4, 3), dtype)
+            pinned.bits[:] = counting(4, 3, dtype="uint8")
+            array = device.empty((4, 3), dtype)
+            with every(dtype):
+                array.copy_from(pinned, stream)
+                back.rows(1, 3).copy_from(array.rows(0, 2), stream)
+                back.rows(0, 1).copy_from(array.rows(3, 4), stream)
+                stream.synchronize()
+                np.testing.assert_array_equal(back.bits[:3], pinned.bits[[3, 0, 1]])
+                assert (back.shape, back.nbytes) == ((4, 3), 12 * DTYPE_BYTES[dtype])
+                assert back.rows(1, 3).address == back.address + back.nbytes // 4
 
 
 def test_pinned_memory_of_no_size(device: Device, stream: Stream) -> None:

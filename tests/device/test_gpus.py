@@ -1,25 +1,32 @@
-"""Which GPUs are found, which one a device string means, and what else the first calls of CUDA can say."""
+"""Which GPUs are found, which one a device name means, and how the first calls of CUDA can fail."""
 
 from __future__ import annotations
 
-import subprocess
 import sys
+from typing import Any
 
 import pytest
 
-from dispose_rt.device import CpuDevice, CudaDevice, check, find_gpus, open_device, resolve_device, set_device
+from dispose_rt.device import (
+    CpuDevice,
+    CudaDevice,
+    check,
+    check_device_name,
+    find_gpus,
+    is_device_name,
+    open_device,
+    parse_device,
+    resolve_device,
+    set_device,
+)
 from dispose_rt.errors import DeviceError, InputError
+from tests.every import every_item
 from tests.fakes.cuda import CudaError, FakeCuda
 
 
 @pytest.fixture
 def no_bindings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", None)
-
-
-def test_importing_it_imports_no_cuda() -> None:
-    code = "import sys, dispose_rt.device; print([n for n in sys.modules if n.split('.')[0] == 'cuda'])"
-    assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout == "[]\n"
 
 
 def test_every_gpu_is_described(cuda: FakeCuda) -> None:
@@ -34,16 +41,36 @@ def test_every_gpu_is_described(cuda: FakeCuda) -> None:
     assert cuda.current == 1
 
 
-@pytest.mark.parametrize(("text", "index"), [("auto", 0), ("cuda", 0), ("cuda:0", 0), ("cuda:1", 1)])
-def test_device_strings(cuda: FakeCuda, text: str, index: int) -> None:
-    assert resolve_device(text).index == index
+def test_device_names(cuda: FakeCuda) -> None:
+    names = {"auto": ("auto", 0), "cuda": ("cuda", 0), "cuda:0": ("cuda", 0), "cuda:1": ("cuda", 1)}
+    with every_item() as every:
+        for text, (kind, index) in names.items():
+            with every(text):
+                assert parse_device(text) == (kind, index)
+                assert resolve_device(text).index == index
+    assert parse_device("cpu") == ("cpu", 0)
 
 
-@pytest.mark.parametrize("text", ["", "gpu", "cuda:", "cuda:x", "cuda:-1", "auto:1", "cuda:1:2", "cuda:²"])
-def test_other_strings_are_refused(cuda: FakeCuda, text: str) -> None:
-    for find in (resolve_device, open_device):
-        with pytest.raises(InputError, match="cuda:N"):
-            find(text)
+def test_other_names_are_refused(cuda: FakeCuda) -> None:
+    others: list[Any] = [
+        "",
+        "gpu",
+        "cuda:",
+        "cuda:x",
+        "cuda:-1",
+        "auto:1",
+        "cuda:1:2",
+        "cuda:²",
+        "cpu:0",
+        "cuda\n",
+        None,
+    ]
+    with every_item() as every:
+        for text in others:
+            assert not is_device_name(text)
+            for find in (parse_device, check_device_name, resolve_device, open_device):
+                with every(repr(text), find.__name__), pytest.raises(InputError, match="cuda:N"):
+                    find(text)
 
 
 def test_the_cpu_is_refused(cuda: FakeCuda) -> None:
@@ -91,12 +118,14 @@ def test_results_are_unpacked() -> None:
     assert check((success, 5, 6), "f") == (5, 6)
 
 
-@pytest.mark.parametrize(("name", "kind"), [("cpu", CpuDevice), ("cuda", CudaDevice), ("cuda:1", CudaDevice)])
-def test_devices_are_opened_by_name(cuda: FakeCuda, name: str, kind: type) -> None:
-    device = open_device(name)
-    assert isinstance(device, kind)
-    assert device.name == {"cuda": "cuda:0"}.get(name, name)
-    device.close()
+def test_devices_are_opened_by_name(cuda: FakeCuda) -> None:
+    with every_item() as every:
+        for name, kind in (("cpu", CpuDevice), ("cuda", CudaDevice), ("cuda:1", CudaDevice)):
+            with every(name):
+                device = open_device(name)
+                assert isinstance(device, kind)
+                assert device.name == {"cuda": "cuda:0"}.get(name, name)
+                device.close()
 
 
 @pytest.mark.cuda

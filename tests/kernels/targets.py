@@ -7,10 +7,11 @@ same bits. So a test of a kernel checks there that it agrees with its numpy refe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 
 from dispose_rt.device import Array, CpuDevice, Device, Stream, compiled_module, find_gpus, open_device
@@ -37,14 +38,14 @@ class Target:
 
     Args:
         device: the device; closed by `close`.
-        offset: elements between a boundary of 256 bytes and an array. At 0 kernels move words of 16 bytes; at 1 they
-            have to take one element at a time.
+        offsets: elements between a boundary of 256 bytes and an array; every run is repeated at each. At 0 kernels
+            move words of 16 bytes; at 1 they have to take one element at a time.
     """
 
-    def __init__(self, device: Device, offset: int = 0) -> None:
+    def __init__(self, device: Device, offsets: Sequence[int] = (0,)) -> None:
         self.device = device
         self.stream = device.stream()
-        self._offset = offset
+        self._offsets = offsets
 
     def run(self, kernel: Callable[..., None] | str, *arguments: Argument) -> None:
         """Call a kernel with copies of the arguments, and write what it left in its arrays into the arguments.
@@ -58,27 +59,33 @@ class Target:
     def run_captured(self, kernel: Callable[..., None] | str, *arguments: Argument) -> None:
         """Do the same through a graph: capturing does nothing, launching it does the work."""
         # a kernel is loaded on its first launch, which cannot be captured
-        self._run(self._queue, kernel, [_copied(argument) for argument in arguments])
+        self._run(self._queue, kernel, [_copied(argument) for argument in arguments], self._offsets[0])
         self._run_and_compare(self._capture, kernel, arguments)
 
     def _run_and_compare(
         self, call: Callable[..., None], kernel: Callable[..., None] | str, arguments: Sequence[Argument]
     ) -> None:
-        expected = None
+        expected = [_copied(argument) for argument in arguments]
         if self.device.name != "cpu":
-            expected = [_copied(argument) for argument in arguments]
             on_cpu = cpu_target()
             on_cpu.run(kernel, *expected)
             on_cpu.close()
-        self._run(call, kernel, arguments)
-        if expected is not None:
-            for i, (got, wanted) in enumerate(zip(_arrays(arguments), _arrays(expected), strict=True)):
-                assert_same_bits(got, wanted, f"array {i} of {kernel}: {self.device.name} and CPU")
+        before = [_copied(argument) for argument in arguments]
+        for offset in self._offsets:
+            for argument, value in zip(_arrays(arguments), _arrays(before), strict=True):
+                argument[...] = value
+            self._run(call, kernel, arguments, offset)
+            if self.device.name != "cpu":
+                for i, (got, wanted) in enumerate(zip(_arrays(arguments), _arrays(expected), strict=True)):
+                    message = f"array {i} of {kernel}: {self.device.name} at offset {offset}, and CPU"
+                    assert_same_bits(got, wanted, message)
 
-    def _run(self, call: Callable[..., None], kernel: Callable[..., None] | str, arguments: Sequence[Argument]) -> None:
+    def _run(
+        self, call: Callable[..., None], kernel: Callable[..., None] | str, arguments: Sequence[Argument], offset: int
+    ) -> None:
         placed: list[_Placed] = []
         try:
-            call(kernel, [self._place(argument, placed) for argument in arguments], placed)
+            call(kernel, [self._place(argument, placed, offset) for argument in arguments], placed)
             self.stream.synchronize()
             for one in placed:
                 one.take_back(self.stream)
@@ -100,12 +107,12 @@ class Target:
         self.stream.synchronize()
         graph.close()
 
-    def _place(self, argument: Argument, placed: list[_Placed]) -> Any:
+    def _place(self, argument: Argument, placed: list[_Placed], offset: int) -> Any:
         if isinstance(argument, (list, tuple)):
-            return [self._place(one, placed) for one in argument]
+            return [self._place(one, placed, offset) for one in argument]
         if not isinstance(argument, np.ndarray):
             return argument
-        placed.append(_Placed(argument, self._offset, self.stream))
+        placed.append(_Placed(argument, offset, self.stream))
         return placed[-1].array
 
     def close(self) -> None:
@@ -149,8 +156,21 @@ def cpu_target() -> Target:
     return Target(CpuDevice())
 
 
-def cuda_target(offset: int = 0) -> Target:
-    return Target(open_device("cuda:0"), offset)
+def cuda_target() -> Target:
+    """A GPU, real or fake, with arrays that are aligned, and again with arrays that are not."""
+    return Target(open_device("cuda:0"), (0, 1))
+
+
+TARGETS = ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)]
+
+
+def open_target(name: str) -> Iterator[Target]:
+    """The target of a test's parameter, closed in the end; skips the test where it cannot run here."""
+    if name != "cpu" and (reason := missing_for_cuda()):
+        pytest.skip(reason)
+    opened = cpu_target() if name == "cpu" else cuda_target()
+    yield opened
+    opened.close()
 
 
 def _copied(argument: Argument) -> Argument:

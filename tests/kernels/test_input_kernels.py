@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -14,24 +15,21 @@ from numpy.typing import NDArray
 from dispose_rt.kernels.pixels import letterbox_taps
 from dispose_rt.stages import motion
 from dispose_rt.stages.pose import estimate
+from tests.every import every_item
 from tests.kernels import input_references as references
-from tests.kernels.targets import cpu_target, cuda_target, missing_for_cuda
+from tests.kernels.targets import TARGETS, open_target
 
 Launch = Callable[..., None]
 SEEDS = st.integers(0, 2**32 - 1)
 SIDES = st.one_of(st.integers(1, 12), st.integers(1, 700), st.integers(600, 2000))
 BATCHES = (0, 1, 3)
-TARGETS = ["cpu", *(pytest.param(name, marks=pytest.mark.cuda) for name in ("cuda", "cuda, unaligned"))]
 
 
 @pytest.fixture(scope="module", params=TARGETS)
 def launch(request: pytest.FixtureRequest) -> Iterator[Launch]:
     """Calls a kernel by name on the target: on a GPU, the CPU's bits are demanded as well."""
-    if request.param != "cpu" and (reason := missing_for_cuda()):
-        pytest.skip(reason)
-    target = cpu_target() if request.param == "cpu" else cuda_target(offset=1 if "unaligned" in request.param else 0)
-    yield target.run
-    target.close()
+    for target in open_target(request.param):
+        yield target.run
 
 
 def unset(*shape: int) -> NDArray[np.float32]:
@@ -93,12 +91,13 @@ SPECIAL_SIZES = [
 ]
 
 
-@pytest.mark.parametrize(("height", "width"), SPECIAL_SIZES)
-def test_letterbox_of_sizes_for_which_opencv_may_take_another_path(launch: Launch, height: int, width: int) -> None:
-    for seed in (5, 6):
-        image = random_image(seed, height, width)
-        pixels = letterbox(launch, image)
-        np.testing.assert_array_equal(pixels, references.letterbox(image))
+def test_letterbox_of_sizes_for_which_opencv_may_take_another_path(launch: Launch) -> None:
+    with every_item() as every:
+        for size in SPECIAL_SIZES:
+            for seed in (5, 6):
+                image = random_image(seed, *size)
+                with every(size, seed):
+                    np.testing.assert_array_equal(letterbox(launch, image), references.letterbox(image))
 
 
 def test_letterbox_of_pairs_of_levels(launch: Launch) -> None:
@@ -126,9 +125,11 @@ BOXES = {
 }
 
 
-@pytest.mark.parametrize("box_px", BOXES.values(), ids=BOXES)
-def test_crop_of_a_person_is_the_pose_stage_s(launch: Launch, box_px: tuple[float, ...]) -> None:
-    check_crop(launch, random_image(7, 270, 480), np.array(box_px, np.float64))
+def test_crop_of_a_person_is_the_pose_stage_s(launch: Launch) -> None:
+    with every_item() as every:
+        for name, box_px in BOXES.items():
+            with every(name):
+                check_crop(launch, random_image(7, 270, 480), np.array(box_px, np.float64))
 
 
 @settings(max_examples=150, deadline=None)
@@ -188,11 +189,12 @@ def test_empty_tables_leave_grey_or_nothing(launch: Launch) -> None:
         assert resample(launch, unset(2, 2, 3, 4), rows, columns, 1.0, 1.0).size == 0
 
 
-@pytest.mark.parametrize("count", BATCHES)
-@pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 7), (5, 130), (64, 64), (33, 1)])
-def test_normalized_frames_are_divided(launch: Launch, count: int, height: int, width: int) -> None:
-    frames = np.random.default_rng(3).integers(0, 256, (count, 3, height, width), dtype=np.uint8)
-    np.testing.assert_array_equal(normalize(launch, frames), references.normalize_frames(frames))
+def test_normalized_frames_are_divided(launch: Launch) -> None:
+    with every_item() as every:
+        for count, size in product(BATCHES, [(1, 1), (1, 7), (5, 130), (64, 64), (33, 1)]):
+            frames = np.random.default_rng(3).integers(0, 256, (count, 3, *size), dtype=np.uint8)
+            with every(count, size):
+                np.testing.assert_array_equal(normalize(launch, frames), references.normalize_frames(frames))
 
 
 def test_every_level_is_normalized(launch: Launch) -> None:
@@ -202,14 +204,16 @@ def test_every_level_is_normalized(launch: Launch) -> None:
     assert normalize(launch, frames).max() == 1
 
 
-@pytest.mark.parametrize("count", BATCHES)
-@pytest.mark.parametrize(("height", "width"), [(1024, 576), (448, 448), (384, 384), (17, 1), (1, 19), (5, 2000)])
-def test_flow_is_resampled_as_the_motion_stage_does(launch: Launch, count: int, height: int, width: int) -> None:
-    rng = np.random.default_rng(height)
-    source = rng.normal(0, 50, (count, 2, 384, 384)).astype(np.float32)
-    rows, columns = motion.nearest_table(384, height), motion.nearest_table(384, width)
-    flow = resample(launch, source, rows, columns, width / 384, height / 384)
-    np.testing.assert_array_equal(flow, references.resample_flow(source, rows, columns, width / 384, height / 384))
+def test_flow_is_resampled_as_the_motion_stage_does(launch: Launch) -> None:
+    sizes = [(1024, 576), (448, 448), (384, 384), (17, 1), (1, 19), (5, 2000)]
+    with every_item() as every:
+        for count, (height, width) in product(BATCHES, sizes):
+            source = np.random.default_rng(height).normal(0, 50, (count, 2, 384, 384)).astype(np.float32)
+            tables = motion.nearest_table(384, height), motion.nearest_table(384, width)
+            scales = width / 384, height / 384
+            with every(count, height, width):
+                flow = resample(launch, source, *tables, *scales)
+                np.testing.assert_array_equal(flow, references.resample_flow(source, *tables, *scales))
 
 
 @settings(max_examples=60, deadline=None)
@@ -234,12 +238,14 @@ def test_flow_follows_its_tables(
     np.testing.assert_array_equal(resample(launch, source, rows, columns, *scales), expected)
 
 
-@pytest.mark.parametrize(("height", "width"), [(1024, 576), (576, 1024), (448, 448), (384, 384), (1, 1), (3, 2000)])
-def test_the_nearest_image_is_the_motion_stage_s(launch: Launch, height: int, width: int) -> None:
-    image = random_image(2, height, width)
-    rows, columns = motion.nearest_table(height, 384), motion.nearest_table(width, 384)
-    pixels = nearest(launch, image, rows, columns)
-    np.testing.assert_array_equal(pixels, references.nearest_image(image, rows, columns))
+def test_the_nearest_image_is_the_motion_stage_s(launch: Launch) -> None:
+    with every_item() as every:
+        for height, width in ((1024, 576), (576, 1024), (448, 448), (384, 384), (1, 1), (3, 2000)):
+            image = random_image(2, height, width)
+            tables = motion.nearest_table(height, 384), motion.nearest_table(width, 384)
+            with every(height, width):
+                pixels = nearest(launch, image, *tables)
+                np.testing.assert_array_equal(pixels, references.nearest_image(image, *tables))
 
 
 def test_every_level_of_the_nearest_image(launch: Launch) -> None:

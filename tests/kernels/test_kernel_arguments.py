@@ -11,6 +11,7 @@ import pytest
 from dispose_rt import kernels
 from dispose_rt.device import Array, CpuDevice
 from dispose_rt.errors import DeviceError, InputError
+from tests.every import every_item
 
 DEVICE = CpuDevice()
 STREAM = DEVICE.stream()
@@ -113,25 +114,29 @@ BREAKERS: dict[str, Callable[[Array], Any]] = {
 }
 
 
-@pytest.mark.parametrize("breaker", BREAKERS)
-@pytest.mark.parametrize(("kernel", "name"), ARRAYS)
-def test_wrong_arrays_are_refused_by_name(kernel: str, name: str, breaker: str) -> None:
-    arguments = arguments_of(kernel)
-    run(kernel, **arguments)
-    broken = BREAKERS[breaker](arguments[name])
-    with pytest.raises(InputError, match="is .*expected"):
-        run(kernel, **arguments | {name: broken})
+def test_wrong_arrays_are_refused_by_name() -> None:
+    """Every array of every kernel, broken in every way."""
+    with every_item() as every:
+        for kernel, name in ARRAYS:
+            arguments = arguments_of(kernel)
+            run(kernel, **arguments)
+            for breaker, damage in BREAKERS.items():
+                named = f"^{name} is a .*expected" if breaker in ("a numpy array", "nothing") else "is .*expected"
+                with every(kernel, name, breaker), pytest.raises(InputError, match=named):
+                    run(kernel, **arguments | {name: damage(arguments[name])})
+    assert len(ARRAYS) == 49
 
 
-@pytest.mark.parametrize(("kernel", "name"), ARRAYS)
-def test_arrays_of_another_device_are_refused(kernel: str, name: str) -> None:
-    arguments = arguments_of(kernel)
+def test_arrays_of_another_device_are_refused() -> None:
     elsewhere = CpuDevice()
     elsewhere.name = "cuda:7"
-    array = arguments[name]
-    foreign = elsewhere.zeros(array.shape, array.dtype, elsewhere.stream())
-    with pytest.raises(InputError, match=f"^{name} lies on cuda:7; expected .* cpu$"):
-        run(kernel, **arguments | {name: foreign})
+    with every_item() as every:
+        for kernel, name in ARRAYS:
+            arguments = arguments_of(kernel)
+            array = arguments[name]
+            foreign = elsewhere.zeros(array.shape, array.dtype, elsewhere.stream())
+            with every(kernel, name), pytest.raises(InputError, match=f"^{name} lies on cuda:7; expected .* cpu$"):
+                run(kernel, **arguments | {name: foreign})
 
 
 REFUSALS: list[tuple[str, dict[str, Any], str]] = [
@@ -176,28 +181,26 @@ REFUSALS: list[tuple[str, dict[str, Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("kernel", "changes", "message"), REFUSALS)
-def test_sizes_that_do_not_fit_are_refused(kernel: str, changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        run(kernel, **arguments_of(kernel) | changes)
+def test_sizes_that_do_not_fit_are_refused() -> None:
+    with every_item() as every:
+        for kernel, changes, message in REFUSALS:
+            with every(kernel, *changes, message), pytest.raises(InputError, match=message):
+                run(kernel, **arguments_of(kernel) | changes)
 
 
-@pytest.mark.parametrize(
-    ("sigmas", "timesteps", "message"),
-    [
+def test_schedules_that_cannot_be_stepped_are_refused() -> None:
+    schedules: list[tuple[list[float], list[float], str]] = [
         ([1.0], [], "1 sigmas and 0 timesteps"),
         ([1.0, 0.5], [0.1, 0.2], "2 sigmas and 2 timesteps"),
         ([2.0, 0.0, 0.0], [0.1, 0.2], "from sigma 0.0 to 0.0 in step 1"),
         ([2.0, np.nan], [0.1], "from sigma 2.0 to nan"),
         ([np.nan, 1.0], [0.1], "from sigma nan"),
         ([2.0, -1.0], [0.1], "to -1.0"),
-    ],
-)
-def test_schedules_that_cannot_be_stepped_are_refused(
-    sigmas: list[float], timesteps: list[float], message: str
-) -> None:
-    with pytest.raises(InputError, match=message):
-        kernels.step_table(np.array(sigmas, np.float32), np.array(timesteps, np.float32), 2.0)
+    ]
+    with every_item() as every:
+        for sigmas, timesteps, message in schedules:
+            with every(sigmas, timesteps), pytest.raises(InputError, match=message):
+                kernels.step_table(np.array(sigmas, np.float32), np.array(timesteps, np.float32), 2.0)
 
 
 def test_a_capture_refuses_the_letterbox() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from typing import Any
 
 import cv2
@@ -15,25 +16,21 @@ from hypothesis import strategies as st
 from dispose_rt import kernels
 from dispose_rt.device import compiled_module, open_device, round_to_bfloat16, widen_bfloat16
 from dispose_rt.errors import DeviceError
+from tests.every import every_item
 from tests.fakes import cuda as fake_cuda
 from tests.kernels import input_references, references
-from tests.kernels.targets import Target, assert_same_bits, cpu_target, cuda_target, missing_for_cuda
+from tests.kernels.targets import TARGETS, Target, assert_same_bits, cuda_target, open_target
 
 SPLAT_TOLERANCE = 1e-6  # absolute, for displacements up to 1000 px; float32 accumulation of at most 18 products
 SEEDS = st.integers(0, 2**32 - 1)
 WIDTH, HEIGHT, FRAMES, JOINTS = 576, 1024, 16, 18
-TARGETS = ["cpu", *(pytest.param(name, marks=pytest.mark.cuda) for name in ("cuda", "cuda, unaligned"))]
 INT32_ENDS = (-(2**31), 2**31 - 1)
 
 
 @pytest.fixture(scope="module", params=TARGETS)
 def target(request: pytest.FixtureRequest) -> Iterator[Target]:
     """Runs the kernels of a test: on a GPU, the CPU's bits are demanded as well."""
-    if request.param != "cpu" and (reason := missing_for_cuda()):
-        pytest.skip(reason)
-    opened = cpu_target() if request.param == "cpu" else cuda_target(offset=1 if "unaligned" in request.param else 0)
-    yield opened
-    opened.close()
+    yield from open_target(request.param)
 
 
 def unset(*shape: int, dtype: str = "float32") -> np.ndarray:
@@ -111,22 +108,26 @@ def test_splat_is_the_199_tap_filter(
     np.testing.assert_allclose(flow, expected, rtol=0, atol=SPLAT_TOLERANCE * max(1, np.abs(expected).max()))
 
 
-@pytest.mark.parametrize("impulses", [31, 32, 33, 64, 65, 100])
-def test_splat_of_any_number_of_impulses(target: Target, impulses: int) -> None:
+def test_splat_of_any_number_of_impulses(target: Target) -> None:
     """More than one launch takes; the last of those at one pixel counts, in whichever launch it is."""
-    positions, values = random_impulses(impulses, 2, impulses, 90, 230)
-    positions[:, -1] = positions[:, 2]
-    flow = splat(target, positions, values, 90, 230)
-    expected = references.splat_gaussian_flow(positions, values, 90, 230)
-    np.testing.assert_allclose(flow, expected, rtol=0, atol=impulses / JOINTS * SPLAT_TOLERANCE)
+    with every_item() as every:
+        for impulses in (31, 32, 33, 64, 65, 100):
+            positions, values = random_impulses(impulses, 2, impulses, 90, 230)
+            positions[:, -1] = positions[:, 2]
+            expected = references.splat_gaussian_flow(positions, values, 90, 230)
+            with every(impulses):
+                flow = splat(target, positions, values, 90, 230)
+                np.testing.assert_allclose(flow, expected, rtol=0, atol=impulses / JOINTS * SPLAT_TOLERANCE)
 
 
-@pytest.mark.parametrize("size", [1, 2, 3, 5, 50, 99, 100, 101, 199, 400])
-def test_splat_of_a_constant_is_that_constant_at_any_size(target: Target, size: int) -> None:
+def test_splat_of_a_constant_is_that_constant_at_any_size(target: Target) -> None:
     """However often the border folds the taps, they still sum to 1."""
-    everywhere = np.stack(np.meshgrid(np.arange(size), [0]), -1).reshape(1, size, 2).astype(np.int32)
-    flow = splat(target, everywhere, np.ones((1, size, 2), np.float32), 1, size)
-    np.testing.assert_allclose(flow, 1, atol=1e-5)
+    with every_item() as every:
+        for size in (1, 2, 3, 5, 50, 99, 100, 101, 199, 400):
+            everywhere = np.stack(np.meshgrid(np.arange(size), [0]), -1).reshape(1, size, 2).astype(np.int32)
+            with every(size):
+                flow = splat(target, everywhere, np.ones((1, size, 2), np.float32), 1, size)
+                np.testing.assert_allclose(flow, 1, atol=1e-5)
 
 
 def test_splat_assigns_and_does_not_add(target: Target) -> None:
@@ -137,10 +138,12 @@ def test_splat_assigns_and_does_not_add(target: Target) -> None:
     assert alone.any()
 
 
-@pytest.mark.parametrize("shape", [(0, 18), (2, 0)])
-def test_splat_of_nothing_is_zero(target: Target, shape: tuple[int, int]) -> None:
-    flow = splat(target, np.zeros((*shape, 2), np.int32), np.ones((*shape, 2), np.float32), 8, 9)
-    np.testing.assert_array_equal(flow, 0)
+def test_splat_of_nothing_is_zero(target: Target) -> None:
+    with every_item() as every:
+        for shape in ((0, 18), (2, 0)):
+            with every(shape):
+                flow = splat(target, np.zeros((*shape, 2), np.int32), np.ones((*shape, 2), np.float32), 8, 9)
+                np.testing.assert_array_equal(flow, 0)
 
 
 def test_impulses_anywhere_and_of_any_value_stay_in_their_own_reach(target: Target) -> None:
@@ -199,16 +202,18 @@ def test_sampling_reads_the_enlarged_map(
     np.testing.assert_array_equal(sample(target, features, positions, height, width), expected)
 
 
-@pytest.mark.parametrize(("height", "width"), [(24, 12), (3, 2), (1, 1), (2, 7), (2**24 + 3, 2**31 - 1)])
-def test_positions_anywhere_sample_the_border(target: Target, height: int, width: int) -> None:
-    """Of maps that are no larger than their source, too, and so large that single precision cannot count them."""
+def test_positions_anywhere_sample_the_border(target: Target) -> None:
+    """Maps that are no larger than their source are among them, and one too large for single precision to count."""
     features = np.random.default_rng(0).standard_normal((5, 6, 4), np.float32)
     low, high = INT32_ENDS
-    outside = np.array([[low, low], [high, high], [-1, 0], [0, height], [min(width, high), -1]], np.int32)
-    inside = outside.astype(np.int64).clip(0, (width - 1, height - 1)).astype(np.int32)
-    got = sample(target, features, outside, height, width)
-    np.testing.assert_array_equal(got, sample(target, features, inside, height, width))
-    assert np.abs(got).max() <= np.abs(features).max()
+    with every_item() as every:
+        for height, width in ((24, 12), (3, 2), (1, 1), (2, 7), (2**24 + 3, 2**31 - 1)):
+            outside = np.array([[low, low], [high, high], [-1, 0], [0, height], [min(width, high), -1]], np.int32)
+            inside = outside.astype(np.int64).clip(0, (width - 1, height - 1)).astype(np.int32)
+            with every(height, width):
+                got = sample(target, features, outside, height, width)
+                np.testing.assert_array_equal(got, sample(target, features, inside, height, width))
+                assert np.abs(got).max() <= np.abs(features).max()
 
 
 def test_the_last_pixel_of_a_source_that_single_precision_cannot_count(target: Target) -> None:
@@ -253,12 +258,14 @@ def test_scatter_is_exact(
         np.testing.assert_array_equal(widened(ours), widened(stored(theirs, dtype)))  # a masked -1 is -0 there
 
 
-@pytest.mark.parametrize("shape", [(0, 4, 8), (2, 4, 8)])
-def test_scatter_of_nothing_is_zero(target: Target, shape: tuple[int, int, int]) -> None:
+def test_scatter_of_nothing_is_zero(target: Target) -> None:
     """No frames, or no groups."""
     features = [np.ones((0, channels), np.float32) for channels in (3, 1, 4, 2)]
-    for level in scatter(target, features, np.full(shape, -1, np.int32)):
-        np.testing.assert_array_equal(level, 0)
+    with every_item() as every:
+        for shape in ((0, 4, 8), (2, 4, 8)):
+            for number, level in enumerate(scatter(target, features, np.full(shape, -1, np.int32))):
+                with every(shape, number):
+                    np.testing.assert_array_equal(level, 0)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
@@ -309,26 +316,28 @@ def test_gather_moves_bytes_as_they_are(
 SCHEDULES = [[700.0, 15.6, 0.002, 0.0], [1.0, 0.0], [3.0, 1.0], [1e-20, 1e20, 0.5]]
 
 
-@pytest.mark.parametrize("sigmas", SCHEDULES)
-def test_the_step_table_is_exact(sigmas: list[float]) -> None:
-    levels = np.array(sigmas, np.float32)
-    timesteps = np.linspace(1.6, -1.5, len(sigmas) - 1).astype(np.float32)
-    with np.errstate(over="ignore"):
-        table = kernels.step_table(levels, timesteps, 2.1)
-        expected = references.step_table(levels, timesteps, 2.1)
-    assert table.dtype == np.float32
-    assert_same_bits(table, expected, "rows")
+def test_the_step_table_is_exact() -> None:
+    with every_item() as every:
+        for sigmas in SCHEDULES:
+            levels = np.array(sigmas, np.float32)
+            timesteps = np.linspace(1.6, -1.5, len(sigmas) - 1).astype(np.float32)
+            with every(sigmas), np.errstate(over="ignore"):
+                table = kernels.step_table(levels, timesteps, 2.1)
+                assert table.dtype == np.float32
+                assert_same_bits(table, references.step_table(levels, timesteps, 2.1), "rows")
 
 
-@pytest.mark.parametrize("counter", [0, 1, 2, 3, 1000, -1, *INT32_ENDS])
-def test_a_step_begins_with_the_row_of_its_number(target: Target, counter: int) -> None:
+def test_a_step_begins_with_the_row_of_its_number(target: Target) -> None:
     table = np.random.default_rng(1).standard_normal((3, kernels.STEP_COLUMNS), np.float32)
-    number, timestep, constants = np.array([counter], np.int32), unset(1), unset(kernels.STEP_COLUMNS)
-    target.run(kernels.begin_step, table, number, timestep, constants)
-    row = table[min(max(counter, 0), 2)]
-    np.testing.assert_array_equal(constants, row)
-    assert timestep[0] == row[0]
-    assert number[0] == min(counter + 1, INT32_ENDS[1])
+    with every_item() as every:
+        for counter in (0, 1, 2, 3, 1000, -1, *INT32_ENDS):
+            number, timestep, constants = np.array([counter], np.int32), unset(1), unset(kernels.STEP_COLUMNS)
+            with every(counter):
+                target.run(kernels.begin_step, table, number, timestep, constants)
+                row = table[min(max(counter, 0), 2)]
+                np.testing.assert_array_equal(constants, row)
+                assert timestep[0] == row[0]
+                assert number[0] == min(counter + 1, INT32_ENDS[1])
 
 
 def sampler_arrays(seed: int) -> dict[str, np.ndarray]:
@@ -606,39 +615,37 @@ KERNELS = tuple(calls(0, *SMALL))
 
 
 @pytest.mark.cuda
-@pytest.mark.parametrize("kernel", KERNELS)
-def test_a_gpu_gives_the_bits_of_the_cpu_at_full_size(kernel: str, target: Target) -> None:
-    if target.device.name == "cpu":
-        pytest.skip("compares a GPU with the CPU")
-    function, arguments = calls(0, *FULL_SIZE)[kernel]
-    target.run(function, *arguments)  # compares
+def test_a_gpu_gives_the_bits_of_the_cpu_at_full_size() -> None:
+    with every_item() as every, contextmanager(open_target)("cuda") as target:
+        for kernel, (function, arguments) in calls(0, *FULL_SIZE).items():
+            with every(kernel):
+                target.run(function, *arguments)  # compares
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
-def test_every_run_gives_the_same_bits_and_so_does_a_graph(kernel: str, target: Target) -> None:
-    results = []
-    for run in (target.run, target.run, target.run_captured):
-        function, arguments = calls(1, *SMALL)[kernel]
-        run(function, *arguments)
-        results.append(arguments)
-    for others in results[1:]:
-        for one, other in zip(results[0], others, strict=True):
-            for got, wanted in zip(*(x if isinstance(x, list) else [x] for x in (one, other)), strict=True):
-                assert_same_bits(np.asarray(got), np.asarray(wanted), kernel)
+def test_every_run_gives_the_same_bits_and_so_does_a_graph(target: Target) -> None:
+    with every_item() as every:
+        for kernel in KERNELS:
+            results = []
+            with every(kernel):
+                for run in (target.run, target.run, target.run_captured):
+                    function, arguments = calls(1, *SMALL)[kernel]
+                    run(function, *arguments)
+                    results.append(arguments)
+                for others in results[1:]:
+                    for one, other in zip(results[0], others, strict=True):
+                        for got, wanted in zip(*(x if isinstance(x, list) else [x] for x in (one, other)), strict=True):
+                            assert_same_bits(np.asarray(got), np.asarray(wanted), kernel)
 
 
-@pytest.mark.parametrize("offset", [0, 1])
-@pytest.mark.parametrize("kernel", KERNELS)
-def test_work_that_is_done_late_gives_the_same_bits(kernel: str, offset: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a fake GPU, which does nothing before somebody waits: nothing is read or written on the host meanwhile."""
+def test_work_that_is_done_late_gives_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a fake GPU, which does nothing before it is waited for: the host neither reads nor writes meanwhile."""
     fake_cuda.install(monkeypatch)
-    opened = cuda_target(offset)
-    try:
-        for run in (opened.run, opened.run_captured):
-            function, arguments = calls(1, *SMALL)[kernel]
-            run(function, *arguments)  # compares with the CPU
-    finally:
-        opened.close()
+    with every_item() as every, closing(cuda_target()) as opened:
+        for kernel in KERNELS:
+            for run in (opened.run, opened.run_captured):
+                function, arguments = calls(1, *SMALL)[kernel]
+                with every(kernel, run.__name__):
+                    run(function, *arguments)  # compares with the CPU
 
 
 def test_the_letterbox_of_pictures_of_many_sizes_in_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -664,12 +671,14 @@ def test_what_can_be_captured_is_every_kernel_but_the_letterbox() -> None:
     assert len(compiled - named) == len(STORAGE)
 
 
-@pytest.mark.parametrize(("height", "width"), [(270, 480), (1, 1), (1280, 720), (1, 4000), (639, 641)])
-def test_the_letterbox_is_opencv_s(target: Target, height: int, width: int) -> None:
-    image = np.random.default_rng(3).integers(0, 256, (height, width, 3), np.uint8)
-    pixels = unset(1, 3, 640, 640)
-    target.run(kernels.letterbox, image, pixels)
-    np.testing.assert_array_equal(pixels[0], input_references.letterbox(image))
+def test_the_letterbox_is_opencv_s(target: Target) -> None:
+    with every_item() as every:
+        for size in ((270, 480), (1, 1), (1280, 720), (1, 4000), (639, 641)):
+            image = np.random.default_rng(3).integers(0, 256, (*size, 3), np.uint8)
+            pixels = unset(1, 3, 640, 640)
+            with every(size):
+                target.run(kernels.letterbox, image, pixels)
+                np.testing.assert_array_equal(pixels[0], input_references.letterbox(image))
 
 
 def test_the_wrappers_of_input_kernels_hand_over_the_right_sizes(target: Target) -> None:

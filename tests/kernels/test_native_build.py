@@ -1,7 +1,7 @@
-"""The build of the kernels: its CUDA half wherever nvcc stands, without a GPU, and its answers where none does.
+"""The build of the kernels: what every source declares, and, in the slow tests, the CUDA half wherever nvcc is found.
 
-One architecture is built, in a minute or so. DISPOSE_RT_TEST_CUDA_ARCHITECTURES names others, as CMake spells them; the
-slow tests build what an installation builds.
+The slow tests need no GPU. They build one architecture, which DISPOSE_RT_TEST_CUDA_ARCHITECTURES may replace (as CMake
+spells it), and all of those that an installation builds.
 """
 
 from __future__ import annotations
@@ -15,6 +15,9 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from dispose_rt import kernels
+from dispose_rt.device import compiled_module
 
 ROOT = Path(__file__).parents[2]
 ARCHITECTURES = os.environ.get("DISPOSE_RT_TEST_CUDA_ARCHITECTURES", "90-real")
@@ -53,9 +56,7 @@ def find_nvcc() -> None:
         pytest.skip("no nvcc on the PATH, in CUDACXX or in CUDA_HOME")
 
 
-@pytest.fixture(
-    scope="module", params=[ARCHITECTURES, pytest.param("", marks=[pytest.mark.slow, pytest.mark.timeout(1800)])]
-)
+@pytest.fixture(scope="module", params=[ARCHITECTURES, ""])
 def cuda_build(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """The folder of a build of the CUDA module with warnings as errors, and the compiler's report."""
     find_nvcc()
@@ -68,18 +69,41 @@ def cuda_build(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
     return folder, (folder / "cuda_resources.log").read_text()
 
 
-def kernel_bodies() -> set[str]:
-    """The structs in the headers that a launch runs."""
-    sources = [header.read_text() for header in (ROOT / "kernels").glob("*.h")]
-    bodies = {
-        name
-        for source in sources
-        for name in re.findall(r"struct (\w+) \{\s*(?:using [^;]+;\s*)*static constexpr Position kLanes", source)
-    }
-    assert {"GaussianSplat", "ScatterPointFeatures", "FramesToU8"} <= bodies
+def kernel_bodies() -> dict[str, str]:
+    """The structs in the headers that a launch runs, with the header of each."""
+    bodies = {}
+    for header in (ROOT / "kernels").glob("*.h"):
+        pattern = r"struct (\w+) \{\s*(?:using [^;]+;\s*)*static constexpr Position kLanes"
+        bodies |= dict.fromkeys(re.findall(pattern, header.read_text()), header.name)
+    assert {"GaussianSplat", "ScatterPointFeatures", "FramesToU8"} <= bodies.keys()
     return bodies
 
 
+def bound_kernels() -> list[str]:
+    names = re.findall(r'define\(module, "(\w+)"', (ROOT / "kernels" / "bindings.cpp").read_text())
+    assert len(names) > 5
+    return names
+
+
+def test_what_both_targets_are_compiled_from_is_complete() -> None:
+    """Without a compiler: the headers, the bindings, the built module, the wrappers, and the architectures."""
+    folder, cmake = ROOT / "kernels", (ROOT / "CMakeLists.txt").read_text()
+    included = set(re.findall(r'#include "(\w+\.h)"', (folder / "bindings.cpp").read_text()))
+    assert [header for header in sorted(set(kernel_bodies().values())) if header not in included] == []
+    assert '#include "bindings.cpp"' in (folder / "bindings.cu").read_text()
+    assert [name for name in bound_kernels() if name not in dir(compiled_module("cpu"))] == []
+    wrappers = {re.sub(r"_(f32|f16|bf16)$", "", name) for name in bound_kernels()}
+    assert wrappers - set(kernels.__all__) == set()
+    for target, source in (("_kernels_cpu", "bindings.cpp"), ("_kernels_cuda", "bindings.cu")):
+        assert f"add_kernels({target} kernels/{source})" in cmake
+    *_, newest = re.findall(r"set\(CMAKE_CUDA_ARCHITECTURES ([\d][^)]*)\)", cmake)
+    assert [f"sm_{number}" for number in re.findall(r"\d+", newest)] == INSTALLED
+    assert "-ffp-contract=off" in cmake
+    assert "--fmad=false" in cmake
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_every_kernel_is_compiled_for_every_architecture(cuda_build: tuple[Path, str]) -> None:
     _, report = cuda_build
     entries: dict[str, list[str]] = {}
@@ -98,6 +122,8 @@ def test_an_installation_has_every_architecture(cuda_build: tuple[Path, str]) ->
     assert sorted(set(re.findall(r"for '(sm_\w+)'", cuda_build[1]))) == sorted(INSTALLED)
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_no_kernel_spills_or_has_a_stack_frame(cuda_build: tuple[Path, str]) -> None:
     _, report = cuda_build
     frames = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", report)
@@ -105,6 +131,8 @@ def test_no_kernel_spills_or_has_a_stack_frame(cuda_build: tuple[Path, str]) -> 
     assert set(frames) == {("0", "0", "0")}
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_the_module_loads_without_a_driver_and_reports_its_refusal(cuda_build: tuple[Path, str]) -> None:
     folder, _ = cuda_build
     (module,) = folder.glob("_kernels_cuda*.so")
@@ -117,14 +145,14 @@ def test_the_module_loads_without_a_driver_and_reports_its_refusal(cuda_build: t
     )
     assert loaded.returncode == 0, loaded.stderr
     target, names, nothing, refusal = json.loads(loaded.stdout)
-    kernels = re.findall(r'define\(module, "(\w+)"', (ROOT / "kernels" / "bindings.cpp").read_text())
     assert target == "cuda"
-    assert set(kernels) <= set(names)
-    assert len(kernels) > 5
+    assert set(bound_kernels()) <= set(names)
     assert nothing is None  # no frames, no launch
     assert "CUDA" in refusal
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_a_stack_frame_ends_the_build(tmp_path: Path) -> None:
     """Code for debuggers keeps variables in memory."""
     find_nvcc()
@@ -140,7 +168,10 @@ def test_a_stack_frame_ends_the_build(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("compiler", "problem"),
-    [("/nonexistent/nvcc", "no CUDA compiler found"), (shutil.which("false"), "does not build a test program")],
+    [
+        ("/nonexistent/nvcc", "no CUDA compiler found"),
+        pytest.param(shutil.which("false"), "does not build a test program", marks=pytest.mark.slow),
+    ],
 )
 def test_without_a_working_compiler_cuda_is_left_out_or_refused(compiler: str, problem: str, tmp_path: Path) -> None:
     automatic = configure(tmp_path / "auto", "DISPOSE_RT_CUDA=AUTO", CUDACXX=compiler)

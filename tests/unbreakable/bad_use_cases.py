@@ -30,7 +30,7 @@ class Case:
 
     Attributes:
         name: of the case.
-        make: makes what is wrong in an empty folder, with a Workshop at hand; answers what differs from the good call:
+        make: makes what is wrong in an empty folder, with a Workshop at hand. Returns what differs from the good call:
             reference, video, output, engines, device, settings, and further words of the command.
         error: what Python raises.
         cause, remedy: patterns of what the message names.
@@ -429,4 +429,10 @@ SETTINGS = [
     wrong_type("observer", 3, "observer is 3", "pass a function"),
     wrong_type("output", 3, "output is 3", "pass the path"),
 ]
-CASES = [*REFERENCES, *VIDEOS, *OUTPUTS, *ENGINES, *SETTINGS]
+GROUPS = {
+    "references": REFERENCES,
+    "videos": VIDEOS,
+    "outputs": OUTPUTS,
+    "engines": ENGINES,
+    "settings": SETTINGS,
+}

@@ -136,13 +136,20 @@ def shop(toy_engines: Callable[[int, int], Path], open_to_all: Path) -> Iterator
         one.check()
 
 
-@pytest.fixture
-def place() -> Iterator[Path]:
+@contextmanager
+def new_place() -> Iterator[Path]:
     """A folder that everybody may write to, with an older result in it."""
     with tempfile.TemporaryDirectory(dir=_TEMPORARY) as folder:
         Path(folder).chmod(0o777)
         (Path(folder) / OUTPUT_NAME).write_bytes(b"older")
         yield Path(folder)
+
+
+@pytest.fixture
+def place() -> Iterator[Path]:
+    """See `new_place`."""
+    with new_place() as folder:
+        yield folder
 
 
 @pytest.fixture(autouse=True)
@@ -159,15 +166,16 @@ def surroundings(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempP
 
 @pytest.fixture
 def nothing_left(surroundings: Path, place: Path) -> Callable[[], Any]:
-    """`with nothing_left():` - the block leaves every file as it was, and makes none."""
+    """`with nothing_left():`, see `leaves_nothing`."""
+    return lambda: leaves_nothing(place, surroundings)
 
-    @contextmanager
-    def watch() -> Iterator[None]:
-        before = list_files(place) | list_files(surroundings)
-        yield
-        assert list_files(place) | list_files(surroundings) == before
 
-    return watch
+@contextmanager
+def leaves_nothing(*folders: Path) -> Iterator[None]:
+    """The block leaves every file as it was, and makes none."""
+    before = [list_files(folder) for folder in folders]
+    yield
+    assert [list_files(folder) for folder in folders] == before
 
 
 def list_files(folder: Path) -> dict[str, str]:
@@ -182,7 +190,7 @@ def list_files(folder: Path) -> dict[str, str]:
 
 
 def run_command(words: list[str], capsys: Captured) -> tuple[int, str]:
-    """Run the command in this process; answers its exit status and what it said."""
+    """Run the command in this process. Returns its exit status and its output."""
     capsys.readouterr()
     code = cli.main(words)
     said = capsys.readouterr()

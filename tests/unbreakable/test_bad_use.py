@@ -6,8 +6,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,17 +16,16 @@ import pytest
 
 from dispose_rt import Animator
 from dispose_rt.errors import DisposeError
+from tests.every import every_item
 
-from .bad_use_cases import CASES, Case
+from .bad_use_cases import GROUPS, Case
 from .command_cases import COMMANDS, Command
-from .conftest import OUTPUT_NAME, Captured, Workshop, run_command
+from .conftest import OUTPUT_NAME, Captured, Workshop, leaves_nothing, new_place, run_command
 from .materials import without_rights
 
-Watch = Callable[[], AbstractContextManager[None]]
 
-
-@pytest.fixture(autouse=True)
-def unharmed(shop: Workshop) -> Any:
+@contextmanager
+def unharmed(shop: Workshop) -> Iterator[None]:
     """The Animator that all cases share keeps nothing of a failure. The last one is followed by a good run."""
     before = shop.used_bytes
     yield
@@ -34,43 +33,53 @@ def unharmed(shop: Workshop) -> Any:
     assert "idle" in repr(shop.animator)
 
 
-@pytest.mark.parametrize("case", [one for one in CASES if one.where != "command"], ids=lambda case: case.name)
-def test_in_python(case: Case, shop: Workshop, place: Path, nothing_left: Watch) -> None:
-    given = {"output": place / OUTPUT_NAME} | case.make(place, shop)
+@pytest.mark.parametrize("group", GROUPS)
+def test_in_python(group: str, shop: Workshop, surroundings: Path) -> None:
+    with every_item() as every:
+        for case in GROUPS[group]:
+            if case.where != "command":
+                with every(case.name), new_place() as place, unharmed(shop):
+                    given = {"output": place / OUTPUT_NAME} | case.make(place, shop)
+                    with leaves_nothing(place, surroundings), rights_of(case):
+                        use_in_python(case, shop, given)
+
+
+def use_in_python(case: Case, shop: Workshop, given: dict[str, Any]) -> None:
     options = {"output": given["output"]} | given.get("settings", {})
     options |= {name: given[key] for key, name in (("reference", "ref"), ("video", "video")) if key in given}
     is_new = "engines" in given or "device" in given
     start = partial(Animator, given.get("engines", shop.engines), given.get("device", "auto"))
-    with nothing_left(), pytest.raises(case.error) as caught, rights_of(case):
+    with pytest.raises(case.error) as caught:
         start() if is_new else shop.run(**options)
     assert isinstance(caught.value, DisposeError)
     check_words(case, str(caught.value))
 
 
-@pytest.mark.parametrize("case", [one for one in CASES if one.where != "python"], ids=lambda case: case.name)
+@pytest.mark.parametrize("group", GROUPS)
 def test_on_the_command_line(
-    case: Case,
-    shop: Workshop,
-    place: Path,
-    nothing_left: Watch,
-    capsys: Captured,
-    monkeypatch: pytest.MonkeyPatch,
+    group: str, shop: Workshop, surroundings: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shop.lend(monkeypatch)
-    words = shop.words({"output": place / OUTPUT_NAME} | case.make(place, shop))
-    with nothing_left(), rights_of(case):
-        code, said = run_command(words, capsys)
-    assert code == case.code, said
-    check_words(case, said)
+    with every_item() as every:
+        for case in GROUPS[group]:
+            if case.where != "python":
+                with every(case.name), new_place() as place, unharmed(shop):
+                    words = shop.words({"output": place / OUTPUT_NAME} | case.make(place, shop))
+                    with leaves_nothing(place, surroundings), rights_of(case):
+                        code, said = run_command(words, capsys)
+                    assert code == case.code, said
+                    check_words(case, said)
 
 
-@pytest.mark.parametrize("case", COMMANDS, ids=lambda case: case.name)
-def test_other_commands(case: Command, shop: Workshop, place: Path, nothing_left: Watch, capsys: Captured) -> None:
-    words = [str(word) for word in case.words(place, shop)]
-    with nothing_left():
-        code, said = run_command(words, capsys)
-    assert code == case.code, said
-    check_words(case, said)
+def test_other_commands(shop: Workshop, surroundings: Path, capsys: Captured) -> None:
+    with every_item() as every:
+        for case in COMMANDS:
+            with every(case.name), new_place() as place, unharmed(shop):
+                words = [str(word) for word in case.words(place, shop)]
+                with leaves_nothing(place, surroundings):
+                    code, said = run_command(words, capsys)
+                assert code == case.code, said
+                check_words(case, said)
 
 
 def rights_of(case: Case) -> AbstractContextManager[None]:
