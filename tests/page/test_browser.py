@@ -240,6 +240,7 @@ def test_visitors_take_turns(
         first.wait_for_selector(".dr-running .dr-now")
         second.click("#animate")
         second.wait_for_selector("text=queue: 1/1")  # its place, as Gradio shows it
+        assert second.evaluate("document.querySelector('#status [data-testid=status-tracker]').clientHeight") > 10
         assert second.is_disabled("#animate")
         third.click("#animate")
         third.wait_for_selector("text=/queue is full|busy/i")
