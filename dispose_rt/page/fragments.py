@@ -44,9 +44,9 @@ def show_job(job: Job) -> str:
     return f'<div class="dr-job dr-{job.state.value}">{"".join(parts)}</div>'
 
 
-def show_problem(message: str) -> str:
-    """Say what is wrong with an upload."""
-    headline = '<p class="dr-headline" role="status">This file cannot be used.</p>'
+def show_problem(message: str, headline: str) -> str:
+    """Say why something was not begun, or cannot be."""
+    headline = f'<p class="dr-headline" role="status">{escape(headline)}</p>'
     return f'<div class="dr-job dr-failed">{headline}<p class="dr-message">{escape(message)}</p></div>'
 
 

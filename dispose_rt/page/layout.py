@@ -5,7 +5,6 @@ from __future__ import annotations
 import secrets
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -84,14 +83,14 @@ def _connect_uploads(reference: Any, video: Any, status: Any) -> None:
     def check_video(path: str | None) -> Any:
         return _check_upload(path, open_video, is_playable)
 
-    reference.upload(check_picture, reference, status, concurrency_limit=None, **_QUIET)
-    video.upload(check_video, video, status, concurrency_limit=None, **_QUIET)
+    reference.upload(check_picture, reference, status, queue=False, **_QUIET)
+    video.upload(check_video, video, status, queue=False, **_QUIET)
 
 
 def _connect_runs(
     jobs: Jobs, animate: Any, cancel: Any, inputs: list[Any], shown: list[Any], fields: Sequence[Field]
 ) -> None:
-    """Animate checks what was entered and then queues for the run; Cancel ends both."""
+    """Animate checks what was entered and gives the visitor a ticket, which queues for the run; Cancel ends both."""
 
     async def begin(request: gr.Request, picture: str | None, film: str | None, *values: Any) -> Any:
         missing = [name for name, value in (("picture", picture), ("video", film)) if not value]
@@ -102,8 +101,8 @@ def _connect_runs(
                 )
             job = jobs.add(str(request.session_hash), Path(picture), Path(film), read_form(fields, values))
         except DisposeError as error:
-            raise gr.Error(escape(str(error)), duration=None, title="Not started.", print_exception=False) from error
-        return _updates(show_job(job), busy=True)
+            return gr.skip(), *_updates(show_problem(str(error), "Not started."))
+        return job.output.name, *_updates(show_job(job), busy=True)
 
     async def run(request: gr.Request) -> AsyncIterator[Any]:
         before, job = "", None
@@ -124,8 +123,10 @@ def _connect_runs(
         jobs.forget(str(request.session_hash))  # the queue is full; Gradio says so
         return _updates(IDLE)
 
-    begun = animate.click(begin, inputs, shown, queue=False, **_QUIET)
-    running = begun.success(
+    ticket = gr.State()
+    # queued, as a state's change starts nothing otherwise, and without a limit: it does not wait for runs
+    animate.click(begin, inputs, [ticket, *shown], concurrency_limit=None, **_QUIET)
+    running = ticket.change(
         run,
         None,
         shown,
@@ -208,7 +209,7 @@ def _check_upload(
     try:
         read(path)
     except DisposeError as error:
-        return show_problem(str(error).replace(path, Path(path).name))
+        return show_problem(str(error).replace(path, Path(path).name), "This file cannot be used.")
     return gr.skip() if can_be_seen(Path(path)) else UNSEEN
 
 

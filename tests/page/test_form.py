@@ -99,7 +99,7 @@ def test_nothing_from_outside_becomes_markup() -> None:
     evil = '<script>alert("x")</script>'
     caught = [warnings.WarningMessage(InputWarning(evil), InputWarning, "a.py", 1)]
     job = make_job(state=JobState.FAILED, problem=evil, caught=caught)
-    for shown in (show_job(job), show_problem(evil)):
+    for shown in (show_job(job), show_problem(evil, evil)):
         assert "<script" not in shown
         assert html.escape(evil) in shown
     assert show_job(job).count(html.escape(evil)) == 2
