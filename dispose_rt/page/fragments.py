@@ -1,4 +1,4 @@
-"""What the page says about a job, as HTML. Everything that comes from outside is escaped."""
+"""Texts of the page as HTML. Everything that comes from outside is escaped."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from html import escape
 from pathlib import Path
 
 from ..engines.manifest import Manifest
-from .desk import Job, JobState
-from .stage_clock import StageProgress
+from .jobs import Job, JobState
+from .stage_times import StageProgress
 
 STAGE_LABELS = {
     "pose": "Finding the poses",
@@ -29,18 +29,13 @@ UNSEEN = '<p class="dr-idle">Your browser may not show this video. It can be ani
 _SHORT_S = 1.5
 
 
-def show_job(job: Job, before: int) -> str:
-    """Describe a job as it is now.
-
-    Args:
-        job: to be described.
-        before: how many others come first.
-    """
-    parts = [_headline(job, before)]
+def show_job(job: Job) -> str:
+    """Describe a job as it is now."""
+    parts = [f'<p class="dr-headline" role="status">{escape(_headline(job))}</p>']
     if job.state is JobState.FAILED:
         parts.append(f'<p class="dr-message">{escape(job.problem)}</p>')
-    stages = job.clock.stages()
-    if job.state is not JobState.WAITING and any(stage.elapsed_s is not None for stage in stages):
+    stages = job.stages.read()
+    if any(stage.elapsed_s is not None for stage in stages):
         is_done = job.state is JobState.DONE
         parts.append(f'<ol class="dr-stages">{"".join(_show_stage(stage, is_done) for stage in stages)}</ol>')
     if job.notices:
@@ -49,14 +44,14 @@ def show_job(job: Job, before: int) -> str:
     return f'<div class="dr-job dr-{job.state.value}">{"".join(parts)}</div>'
 
 
-def show_problem(message: str, headline: str = "Not started.") -> str:
-    """Describe why nothing was begun."""
+def show_problem(message: str, headline: str) -> str:
+    """Say why something was not begun, or cannot be."""
     headline = f'<p class="dr-headline" role="status">{escape(headline)}</p>'
     return f'<div class="dr-job dr-failed">{headline}<p class="dr-message">{escape(message)}</p></div>'
 
 
 def show_footer(engines: Path, manifests: Sequence[Manifest], version: str) -> str:
-    """Say which engines animate here."""
+    """Name the version and the engines of this page."""
     kinds = ", ".join(
         f"{one.sizes.width} x {one.sizes.height} ({one.precision}, {one.backend})"
         for one in sorted(manifests, key=lambda one: (one.sizes.width / one.sizes.height, one.sizes.width))
@@ -79,19 +74,14 @@ def format_duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
-def _headline(job: Job, before: int) -> str:
-    if job.state is JobState.WAITING:
-        others = "one other animation comes" if before == 1 else f"{before} other animations come"
-        text = f"Number {before} in the queue: {others} first." if before else "Starting."
-    elif job.state is JobState.RUNNING:
-        text = "Cancelling, at the end of this step." if job.cancel.is_set() else "Animating."
-    elif job.state is JobState.DONE:
-        text = f"Done: {job.summary}."
-    elif job.state is JobState.CANCELLED:
-        text = "Cancelled. You can start another one."
-    else:
-        text = "This did not work."
-    return f'<p class="dr-headline" role="status">{escape(text)}</p>'
+def _headline(job: Job) -> str:
+    return {
+        JobState.WAITING: "Waiting for its turn: one animation is made at a time.",
+        JobState.RUNNING: "Animating.",
+        JobState.DONE: f"Done: {job.summary}.",
+        JobState.FAILED: "This did not work.",
+        JobState.CANCELLED: "Cancelled. You can start another one.",
+    }[job.state]
 
 
 def _show_stage(stage: StageProgress, run_is_done: bool) -> str:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import secrets
 from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +12,17 @@ import gradio as gr
 
 from .. import __version__
 from ..engines.manifest import Manifest
-from ..errors import DisposeError
+from ..errors import DisposeError, InputError
 from ..media import open_video, read_image
 from ..settings import SETTINGS
 from .browser_copy import is_playable
-from .desk import Desk, Job, JobState
 from .fields import Field, list_fields, read_form
 from .fragments import CONSENT, HEADER, IDLE, UNSEEN, show_footer, show_job, show_problem
+from .jobs import POLL_S, Job, Jobs, JobState
 from .style import PLAY_BOTH
 
-POLL_S = 0.2
-"""How often the page looks at a job."""
-KEPT_S = 24 * 3600
-"""How long an upload is kept that nobody used again."""
+_KEPT_S = 24 * 3600
+"""Time after which an unused upload is removed, in seconds."""
 _SWEPT_S = 600
 _HEIGHT_PX = 300
 _BOXES = ("integer", "number")
@@ -32,10 +30,10 @@ _QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"
 _LARGEST_SEED = int(min(SETTINGS["seed"].high, 2**31 - 1))  # of those that are drawn: easy to note down
 
 
-def make_blocks(desk: Desk, engines: Path, manifests: Sequence[Manifest]) -> gr.Blocks:
-    """Lay out the page and connect it with a desk."""
+def make_blocks(jobs: Jobs, engines: Path, manifests: Sequence[Manifest]) -> gr.Blocks:
+    """Lay out the page and connect it with the visitors' jobs."""
     fields = list_fields([manifest.sizes for manifest in manifests])
-    with gr.Blocks(title="dispose_rt", analytics_enabled=False, delete_cache=(_SWEPT_S, KEPT_S)) as page:
+    with gr.Blocks(title="dispose_rt", analytics_enabled=False, delete_cache=(_SWEPT_S, _KEPT_S)) as page:
         gr.HTML(HEADER, padding=False)
         with gr.Row(equal_height=False):
             with gr.Column(scale=1, min_width=320):
@@ -49,17 +47,17 @@ def make_blocks(desk: Desk, engines: Path, manifests: Sequence[Manifest]) -> gr.
                 animate, cancel, *shown = _make_results()
         gr.HTML(show_footer(engines, manifests, __version__), padding=False)
         _connect_uploads(reference, video, shown[0])
-        _connect_runs(desk, animate, cancel, [reference, video, *form], shown, fields)
+        _connect_runs(jobs, animate, cancel, [reference, video, *form], shown, fields)
 
-        def leave(request: gr.Request) -> None:
-            desk.forget(str(request.session_hash))
+        async def leave(request: gr.Request) -> None:
+            jobs.forget(str(request.session_hash))
 
         page.unload(leave)
     return page
 
 
 def _make_results() -> list[Any]:
-    """The buttons Animate and Cancel, then what `_updates` fills."""
+    """The buttons Animate and Cancel, then the components that `_updates` fills."""
     with gr.Row():
         animate = gr.Button("Animate", variant="primary", size="lg", elem_id="animate", scale=3)
         cancel = gr.Button("Cancel", size="lg", elem_id="cancel", interactive=False, scale=1)
@@ -77,7 +75,7 @@ def _make_results() -> list[Any]:
 
 
 def _connect_uploads(reference: Any, video: Any, status: Any) -> None:
-    """Say at once what is wrong with an upload."""
+    """Check uploads as soon as they arrive."""
 
     def check_picture(path: str | None) -> Any:
         return _check_upload(path, read_image)
@@ -85,43 +83,71 @@ def _connect_uploads(reference: Any, video: Any, status: Any) -> None:
     def check_video(path: str | None) -> Any:
         return _check_upload(path, open_video, is_playable)
 
-    reference.upload(check_picture, reference, status, concurrency_limit=None, **_QUIET)
-    video.upload(check_video, video, status, concurrency_limit=None, **_QUIET)
+    reference.upload(check_picture, reference, status, queue=False, **_QUIET)
+    video.upload(check_video, video, status, queue=False, **_QUIET)
 
 
 def _connect_runs(
-    desk: Desk, animate: Any, cancel: Any, inputs: list[Any], shown: list[Any], fields: Sequence[Field]
+    jobs: Jobs, animate: Any, cancel: Any, inputs: list[Any], shown: list[Any], fields: Sequence[Field]
 ) -> None:
-    async def run(request: gr.Request, picture: str | None, film: str | None, *values: Any) -> AsyncIterator[Any]:
+    """Animate checks what was entered and gives the visitor a ticket, which queues for the run; Cancel ends both."""
+
+    async def begin(request: gr.Request, picture: str | None, film: str | None, *values: Any) -> Any:
+        missing = [name for name, value in (("picture", picture), ("video", film)) if not value]
         try:
-            job = _submit(desk, str(request.session_hash), picture, film, read_form(fields, values))
+            if picture is None or film is None or missing:
+                raise InputError(
+                    f"There is no {' and no '.join(missing)} yet. Upload it above, then press Animate again."
+                )
+            job = jobs.add(str(request.session_hash), Path(picture), Path(film), read_form(fields, values))
         except DisposeError as error:
-            yield _updates(show_problem(str(error)))
-            return
-        try:
-            async for update in _watch(desk, job):
-                yield update
-        finally:
-            if not job.state.is_final:  # the visitor has left in the middle
-                desk.cancel(job.visitor)
+            return gr.skip(), *_updates(show_problem(str(error), "Not started."))
+        return job.output.name, *_updates(show_job(job), busy=True)
 
-    def stop(request: gr.Request) -> Any:
-        desk.cancel(str(request.session_hash))
-        return gr.update(interactive=False)
+    async def run(request: gr.Request) -> AsyncIterator[Any]:
+        before, job = "", None
+        async with aclosing(jobs.animate(str(request.session_hash))) as looks:
+            async for job in looks:
+                html = show_job(job)
+                if html != before:
+                    yield _updates(html, busy=True)
+                before = html
+        if job is not None:
+            yield _updates(show_job(job), job=job if job.state is JobState.DONE else None)
 
-    animate.click(run, inputs, shown, concurrency_limit=None, stream_every=POLL_S, **_QUIET)
-    cancel.click(stop, None, cancel, queue=False, **_QUIET)
+    async def stop(request: gr.Request) -> Any:
+        job = jobs.cancel(str(request.session_hash))
+        return _updates(IDLE if job is None else show_job(job))
+
+    async def refuse(request: gr.Request) -> Any:
+        jobs.forget(str(request.session_hash))  # the queue is full; Gradio says so
+        return _updates(IDLE)
+
+    ticket = gr.State()
+    # queued, as a state's change starts nothing otherwise, and without a limit: it does not wait for runs
+    animate.click(begin, inputs, [ticket, *shown], concurrency_limit=None, **_QUIET)
+    running = ticket.change(
+        run,
+        None,
+        shown,
+        show_progress="minimal",  # the place in the queue
+        show_progress_on=shown[0],
+        stream_every=POLL_S,
+        api_visibility="private",
+    )
+    running.failure(refuse, None, shown, queue=False, **_QUIET)
+    cancel.click(stop, None, shown, cancels=[running], queue=False, **_QUIET)
 
 
 def _titled(kind: Any, title: str, name: str, **named: Any) -> Any:
-    """One picture or video under its title: Gradio's own label would cover a corner of it."""
+    """A picture or video under its title; Gradio's own label would cover a corner of it."""
     with gr.Column(min_width=150):
         gr.HTML(f'<h2 class="dr-title" id="{name}-title">{title}</h2>', padding=False)
         return kind(label=title, show_label=False, height=_HEIGHT_PX, elem_id=name, **named)
 
 
 def _upload(kind: Any, title: str, name: str, **named: Any) -> Any:
-    """A picture or video that is handed on as it came: `media` reads more kinds than Gradio, and says what is wrong."""
+    """An upload that is passed on as it came: `media` reads more kinds than Gradio, and says what is wrong."""
     component = _titled(kind, title, name, **named)
     component.preprocess = _take_path  # on the object: of a subclass, Gradio would write a stub file beside this one
     return component
@@ -174,17 +200,10 @@ def _make_component(field: Field) -> Any:
     return gr.Number(step=1 if field.kind == "integer" else 0.1, **named)
 
 
-def _submit(desk: Desk, visitor: str, picture: str | None, film: str | None, arguments: dict[str, Any]) -> Job:
-    missing = [name for name, value in (("picture", picture), ("video", film)) if not value]
-    if picture is None or film is None or missing:
-        raise DisposeError(f"There is no {' and no '.join(missing)} yet. Upload it above, then press Animate again.")
-    return desk.submit(visitor, Path(picture), Path(film), arguments)
-
-
 def _check_upload(
     path: str | None, read: Callable[[str], object], can_be_seen: Callable[[Path], bool] = lambda path: True
 ) -> Any:
-    """Describe what is wrong with an upload; where all is well, what is shown stays."""
+    """Say what is wrong with an upload; where nothing is, the page stays as it is."""
     if path is None:
         return gr.skip()
     try:
@@ -194,20 +213,8 @@ def _check_upload(
     return gr.skip() if can_be_seen(Path(path)) else UNSEEN
 
 
-async def _watch(desk: Desk, job: Job) -> AsyncIterator[Any]:
-    """Describe a job whenever something has changed, and hand over its result in the end."""
-    before_html = None
-    while not job.state.is_final:
-        html = show_job(job, desk.count_before(job))
-        if html != before_html:
-            yield _updates(html, busy=True, cancelling=job.cancel.is_set())
-        before_html = html
-        await asyncio.sleep(POLL_S)
-    yield _updates(show_job(job, 0), job=job if job.state is JobState.DONE else None)
-
-
-def _updates(html: str, *, busy: bool = False, cancelling: bool = False, job: Job | None = None) -> tuple[Any, ...]:
-    """One update for each component that is shown: see `_make_results`."""
+def _updates(html: str, *, busy: bool = False, job: Job | None = None) -> tuple[Any, ...]:
+    """One update for each component that changes: see `_make_results`."""
     film, driving = (None, None) if job is None else (str(job.output), str(job.driving))
     return (
         html,
@@ -216,5 +223,5 @@ def _updates(html: str, *, busy: bool = False, cancelling: bool = False, job: Jo
         film,
         film,
         gr.update(interactive=not busy),
-        gr.update(interactive=busy and not cancelling),
+        gr.update(interactive=busy),
     )

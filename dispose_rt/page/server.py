@@ -19,13 +19,15 @@ from typing import TYPE_CHECKING, Any
 
 from ..engines.manifest import read_manifests
 from ..errors import InputError, InputWarning
-from .desk import Desk, Runner
+from .jobs import Jobs, Runner
 from .style import CSS, FONTS, MONOSPACE_FONTS, THEME
 
 if TYPE_CHECKING:
     from gradio import Blocks
 
 LARGEST_UPLOAD = "8gb"
+LONGEST_QUEUE = 20
+"""Visitors who may wait; more are refused."""
 _POLICY = (
     "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; object-src 'none'; base-uri 'self'; "
     "form-action 'self'; frame-ancestors 'self'"
@@ -50,12 +52,12 @@ def check_gradio() -> None:
         )
 
 
-def build_page(desk: Desk, engines: Path) -> Blocks:
+def build_page(jobs: Jobs, engines: Path) -> Blocks:
     """Build the page, without serving it.
 
     Args:
-        desk: works off what visitors ask for.
-        engines: directory of the desk's animator; its manifests tell the footer, and ranges of settings.
+        jobs: animations of the visitors.
+        engines: directory of the jobs' animator; its manifests give the footer, and ranges of settings.
 
     Raises:
         InputError: Gradio is not installed.
@@ -64,7 +66,7 @@ def build_page(desk: Desk, engines: Path) -> Blocks:
     _import_gradio()
     from .layout import make_blocks
 
-    blocks: Blocks = make_blocks(desk, engines, read_manifests(engines))
+    blocks: Blocks = make_blocks(jobs, engines, read_manifests(engines))
     return blocks
 
 
@@ -110,13 +112,14 @@ def serve_page(
         _private_environment(Path(folder), host) as (results, copies),
     ):
         gradio = _import_gradio()  # reads the environment
-        with Desk(animator, results, copies) as desk:
-            page = build_page(desk, engines)
-            try:
-                announce(_launch(gradio, page, host, port))
-                stop.wait()
-            finally:
-                page.close(verbose=False)
+        jobs = Jobs(animator, results, copies)
+        page = build_page(jobs, engines)
+        try:
+            announce(_launch(gradio, page, host, port))
+            stop.wait()
+        finally:
+            jobs.close()
+            page.close(verbose=False)
 
 
 def _check_address(host: str, port: int) -> None:
@@ -144,7 +147,7 @@ def _launch(gradio: ModuleType, page: Any, host: str, port: int) -> str:
     theme = gradio.themes.Soft(primary_hue="blue", neutral_hue="slate", font=FONTS, font_mono=MONOSPACE_FONTS)
     theme = theme.set(**THEME)
     try:
-        _, url, _ = page.queue(default_concurrency_limit=None).launch(
+        _, url, _ = page.queue(max_size=LONGEST_QUEUE, default_concurrency_limit=1).launch(
             server_name=host,
             server_port=port,
             share=False,

@@ -1,10 +1,10 @@
-"""How the page looks, in Gradio's own colours, so that light and dark both fit; and its one script."""
+"""Styles of the page, in Gradio's own colours, which fit light and dark; and its one script."""
 
 from __future__ import annotations
 
 FONTS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "Arial", "sans-serif")
 MONOSPACE_FONTS = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace")
-"""Of the visitor's system: nothing is fetched."""
+"""Fonts of the visitor's system; none is fetched."""
 
 PLAY_BOTH = """\
 () => {
@@ -32,6 +32,12 @@ button[aria-label="Trim video to selection"], button[aria-label="Reset video to 
   margin: 0.5rem 0 0; padding: 0.6rem 0.8rem; white-space: pre-wrap; overflow-wrap: anywhere;
   border-left: 4px solid #dc2626; border-radius: 4px; background: rgba(220, 38, 38, 0.1);
 }
+/* Gradio's line with the place in the queue, above the words instead of across them */
+#status [data-testid="status-tracker"]:not(.hide) {
+  position: static !important; overflow: visible; align-items: flex-start; padding: 0.4rem 0.75rem 0 !important;
+}
+#status .progress-text { position: static; padding: 0; font-size: 0.85rem; transform: none; }
+#status .pending { opacity: 1; }
 .dr-stages { list-style: none; margin: 0.75rem 0 0; padding: 0; display: grid; gap: 0.45rem; }
 .dr-stages li {
   display: grid; grid-template-columns: 10.5rem 1fr 10.5rem; align-items: center; gap: 0.75rem; margin: 0;

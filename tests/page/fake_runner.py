@@ -1,4 +1,4 @@
-"""An Animator's stand-in for the page's tests: it does what it is told, when it is told."""
+"""A stand-in for the Animator that tests of the page steer."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ from dispose_rt.media import write_video
 
 
 class FakeRunner:
-    """Ticks until it is let go, or cancelled; then writes four frames, or fails as it is told."""
+    """Reports progress until `go_on` is set or the run is cancelled; then writes four frames or raises `failure`."""
 
     def __init__(self) -> None:
         self.calls: list[dict[str, Any]] = []
         self.go_on = threading.Event()
         self.failure: BaseException | None = None
         self.warning = ""
+        self.category: type[Warning] = InputWarning
         self.at_work = 0
         self.most_at_work = 0
 
@@ -34,7 +35,7 @@ class FakeRunner:
         try:
             progress("pose", 1, 4)
             if self.warning:
-                warnings.warn(self.warning, InputWarning, stacklevel=1)
+                warnings.warn(self.warning, self.category, stacklevel=1)
             while not self.go_on.wait(0.005):
                 if cancel.is_set():
                     raise Cancelled("cancelled at pose 1 of 4")

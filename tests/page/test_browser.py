@@ -1,4 +1,4 @@
-"""The page in a real browser: animate, cancel, wait in the queue, and be told what is wrong."""
+"""The page in a real browser: animate, wait in the queue, cancel, leave, and read what is wrong."""
 
 from __future__ import annotations
 
@@ -9,16 +9,22 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from queue import Queue
 from typing import Any
 
 import pytest
 
 from dispose_rt import pictures
 from dispose_rt.media import open_video, write_video
+from dispose_rt.page import serve_page
+from dispose_rt.page import server as page_server
 from dispose_rt.puppet import Stance, dance, draw_puppet, place_joints
+
+from .fake_runner import FakeRunner, wait_until
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -47,13 +53,17 @@ def media(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def find_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
 class Server:
     """The command `dispose-rt page`, in a process of its own."""
 
     def __init__(self, engines: Path, folder: Path) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        port = find_port()
         self.temporary = folder / "temporary"
         self.temporary.mkdir()
         self.log = folder / "log.txt"
@@ -115,24 +125,24 @@ def browser() -> Iterator[Any]:
 
 
 @pytest.fixture
-def visit(browser: Any, server: Server) -> Iterator[Callable[..., Any]]:
-    """`visit()` opens the page as a new visitor, without a way to any other machine."""
+def visit(browser: Any) -> Iterator[Callable[..., Any]]:
+    """`visit(url)` opens the page as a new visitor, without a way to any other machine."""
     contexts, outside = [], []
 
-    def guard(route: Any) -> None:
-        if route.request.url.startswith(server.url):
-            route.continue_()
-        else:
-            outside.append(route.request.url)
-            route.abort()
+    def open_page(url: str, width: int = 1280, scheme: str = "light") -> Any:
+        def guard(route: Any) -> None:
+            if route.request.url.startswith(url):
+                route.continue_()
+            else:
+                outside.append(route.request.url)
+                route.abort()
 
-    def open_page(width: int = 1280, scheme: str = "light") -> Any:
         context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
         contexts.append(context)
         context.set_default_timeout(LIMIT_MS)
         context.route(re.compile("^(?!data:|blob:)"), guard)
         page = context.new_page()
-        page.goto(server.url)
+        page.goto(url)
         page.wait_for_selector("#animate")
         return page
 
@@ -157,7 +167,10 @@ def fill(page: Any, **numbers: int) -> None:
 def test_a_visitor_makes_a_video_and_takes_it_home(
     visit: Callable[..., Any], server: Server, media: Path, tmp_path: Path
 ) -> None:
-    page = visit()
+    page = visit(server.url)
+    page.click("#animate")
+    page.wait_for_selector("text=There is no picture and no video yet.")
+    assert page.is_enabled("#animate")
     assert "nobody's likeness without that person's consent" in page.inner_text("body")
     upload(page, media)
     page.get_by_label("Motion fields").uncheck()  # half of the run's time
@@ -190,30 +203,8 @@ def test_a_visitor_makes_a_video_and_takes_it_home(
         time.sleep(0.1)
 
 
-def test_cancel_ends_a_run_and_lets_the_next_begin(visit: Callable[..., Any], media: Path) -> None:
-    first, second = visit(), visit(390, "dark")
-    for page in (first, second):
-        upload(page, media)
-        page.get_by_label("Motion fields").uncheck()
-    fill(first, steps=1000, stride=STRIDE)
-    fill(second, steps=1, stride=STRIDE)
-    first.click("#animate")
-    first.wait_for_selector(".dr-running .dr-now")
-    second.click("#animate")
-    second.wait_for_selector("text=Number 1 in the queue: one other animation comes first.")
-    first.click("#cancel")
-    first.wait_for_selector(".dr-cancelled")
-    second.wait_for_selector(".dr-done")
-    assert first.is_enabled("#animate")
-    fill(first, steps=1)
-    first.click("#animate")
-    first.wait_for_selector(".dr-done")
-
-
-def test_bad_input_is_explained(visit: Callable[..., Any], media: Path) -> None:
-    page = visit()
-    page.click("#animate")
-    page.wait_for_selector("text=There is no picture and no video yet.")
+def test_bad_input_is_explained(visit: Callable[..., Any], server: Server, media: Path) -> None:
+    page = visit(server.url, 390, "dark")
     upload(page, media, "broken.mp4")
     page.wait_for_selector("text=This file cannot be used.")
     page.click("#animate")
@@ -226,3 +217,63 @@ def test_bad_input_is_explained(visit: Callable[..., Any], media: Path) -> None:
     fill(page, steps=0)
     page.click("#animate")
     page.wait_for_selector("text=steps is 0; it must lie in 1..1000")
+
+
+def test_visitors_take_turns(
+    visit: Callable[..., Any],
+    toy_engines: Callable[[int, int], Path],
+    media: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One animation at a time, a queue with an end, and no visitor who cancels or leaves holds it up."""
+    monkeypatch.setattr(page_server, "LONGEST_QUEUE", 1)
+    runner, stop, urls = FakeRunner(), threading.Event(), Queue[str]()
+    named = {"port": find_port(), "announce": urls.put, "stop": stop}
+    serving = threading.Thread(target=serve_page, args=(runner, toy_engines(64, 128)), kwargs=named)
+    serving.start()
+    try:
+        url = urls.get(timeout=120)
+        first, second, third = visit(url), visit(url), visit(url)
+        for page in (first, second, third):
+            upload(page, media)
+        first.click("#animate")
+        first.wait_for_selector(".dr-running .dr-now")
+        second.click("#animate")
+        second.wait_for_selector("text=queue: 1/1")  # its place, as Gradio shows it
+        assert second.evaluate("document.querySelector('#status [data-testid=status-tracker]').clientHeight") > 10
+        assert second.is_disabled("#animate")
+        third.click("#animate")
+        third.wait_for_selector("text=/queue is full|busy/i")
+        third.wait_for_selector("#animate:enabled")
+        second.click("#cancel")  # while it waits
+        second.wait_for_selector(".dr-cancelled")
+        third.click("#animate")
+        third.wait_for_selector("text=queue: 1/1")
+        third.context.close()  # leaves while it waits
+        wait_until(lambda: _try_to_queue(second), 60)
+        first.click("#cancel")  # while it runs
+        first.wait_for_selector(".dr-cancelled")
+        second.wait_for_selector(".dr-running .dr-now")  # the queue went on, without the third
+        assert len(runner.calls) == 2
+        first.click("#animate")
+        first.wait_for_selector("text=queue: 1/1")
+        second.context.close()  # leaves while it runs
+        first.wait_for_selector(".dr-running .dr-now")
+        runner.go_on.set()
+        first.wait_for_selector(".dr-done")
+        assert (len(runner.calls), runner.most_at_work) == (3, 1)
+        runner.go_on.clear()
+        first.click("#animate")
+        first.wait_for_selector(".dr-running .dr-now")
+    finally:
+        stop.set()  # while one is at work
+        serving.join(60)
+    assert not serving.is_alive()
+    assert runner.at_work == 0
+
+
+def _try_to_queue(page: Any) -> bool:
+    """Press Animate; False where the queue is still full."""
+    page.click("#animate")
+    page.wait_for_selector("text=/queue: 1.1|queue is full|busy/i")
+    return bool(page.query_selector("text=queue: 1/1"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import re
+import warnings
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,12 @@ from typing import Any
 import pytest
 
 from dispose_rt.contract import Sizes
-from dispose_rt.errors import InputError
+from dispose_rt.errors import InputError, InputWarning
 from dispose_rt.hooks.progress import STAGES
-from dispose_rt.page.desk import Job, JobState
 from dispose_rt.page.fields import list_fields, read_form
 from dispose_rt.page.fragments import format_duration, show_job, show_problem
-from dispose_rt.page.stage_clock import StageClock
+from dispose_rt.page.jobs import Job, JobState
+from dispose_rt.page.stage_times import StageTimes
 from dispose_rt.settings import Settings
 
 SIZES = (Sizes(width=64, height=128, tile=16, chunk=8), Sizes(width=128, height=64, tile=4, chunk=3))
@@ -31,13 +32,12 @@ class Clock:
 
 def test_time_left_follows_the_pace() -> None:
     now = Clock()
-    clock = StageClock(now)
-    clock.start()
+    times = StageTimes(now)
     for seconds, stage, done, total in ((2, "pose", 4, 4), (1, "denoise", 0, 10), (4, "denoise", 2, 10)):
         now.now_s += seconds
-        clock.tick(stage, done, total)
+        times(stage, done, total)
     now.now_s += 1
-    stages = {stage.name: stage for stage in clock.stages()}
+    stages = {stage.name: stage for stage in times.read()}
     assert list(stages) == list(STAGES)
     assert stages["pose"].is_over
     assert stages["pose"].elapsed_s == 2
@@ -45,58 +45,64 @@ def test_time_left_follows_the_pace() -> None:
     # two of ten in 5 s; 20 s to go, of which one has passed
     assert stages["denoise"].left_s == pytest.approx(19)
     assert stages["denoise"].elapsed_s == 6
-    clock.stop()
-    assert all(stage.left_s is None for stage in clock.stages())
+    times.stop()
+    now.now_s += 1
+    assert {stage.left_s for stage in times.read()} == {None}
+    assert [stage.elapsed_s for stage in times.read() if stage.name == "denoise"] == [6]
 
 
-def test_a_total_that_runs_ahead_is_unknown() -> None:
-    clock = StageClock()
-    clock.start()
-    for done in (1, 2, 3):
-        clock.tick("pose", done, done + 1)
-    assert clock.stages()[0].total is None
-    clock.tick("pose", 4, 4)
-    assert clock.stages()[0].total == 4
+def test_an_unknown_total_gives_no_time_left() -> None:
+    now = Clock()
+    times = StageTimes(now)
+    now.now_s += 2
+    times("pose", 3, None)
+    [pose] = [stage for stage in times.read() if stage.name == "pose"]
+    assert (pose.done, pose.total, pose.left_s) == (3, None, None)
+    job = make_job(state=JobState.RUNNING, stages=times)
+    assert "3 so far, 2.0 s" in show_job(job)
+    times("pose", 4, 4)
+    assert "4 of 4" in show_job(job)
 
 
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(0.44, "0.4 s"), (9.96, "10 s"), (59.7, "1 min 0 s"), (200, "3 min 20 s"), (7500, "2 h 5 min")],
-)
-def test_durations_read_well(seconds: float, text: str) -> None:
-    assert format_duration(seconds) == text
+def test_durations_read_well() -> None:
+    texts = {0.44: "0.4 s", 9.96: "10 s", 59.7: "1 min 0 s", 200: "3 min 20 s", 7500: "2 h 5 min"}
+    assert {seconds: format_duration(seconds) for seconds in texts} == texts
 
 
 def make_job(**changes: Any) -> Job:
-    job = Job("anna", Path("a.png"), Path("b.mp4"), {}, Path("f"), Path("f/o.mp4"))
+    job = Job(Path("a.png"), Path("b.mp4"), {}, Path("f"), Path("f/o.mp4"))
     for name, value in changes.items():
         setattr(job, name, value)
     return job
 
 
 def test_every_state_has_words() -> None:
-    assert "Number 2 in the queue: 2 other animations come first." in show_job(make_job(), 2)
+    assert "Waiting for its turn" in show_job(make_job())
     job = make_job(state=JobState.RUNNING)
-    job.clock.start()
-    job.clock.tick("pose", 3, 12)
-    shown = show_job(job, 0)
+    job.stages("pose", 3, 12)
+    shown = show_job(job)
     assert "3 of 12" in shown
     assert 'aria-valuenow="25"' in shown
-    job.cancel.set()
-    assert "Cancelling" in show_job(job, 0)
-    job.clock.stop()
+    job.stages.stop()
     job.state = JobState.CANCELLED
-    assert "Cancelled" in show_job(job, 0)
-    assert "dr-over" not in show_job(job, 0)  # it was not finished
-    assert "made in 2 s" in show_job(make_job(state=JobState.DONE, summary="4 frames, made in 2 s"), 0)
+    assert "Cancelled" in show_job(job)
+    assert "dr-over" not in show_job(job)  # the stage was not finished
+    job = make_job(state=JobState.DONE, summary="4 frames, made in 2 s")
+    job.stages("pose", 12, 12)
+    job.stages.stop()
+    assert "made in 2 s" in show_job(job)
+    assert 'class="dr-over"' in show_job(job)
+    assert 'aria-valuenow="100"' in show_job(job)
 
 
 def test_nothing_from_outside_becomes_markup() -> None:
     evil = '<script>alert("x")</script>'
-    job = make_job(state=JobState.FAILED, problem=evil, notices=[evil])
-    for shown in (show_job(job, 0), show_problem(evil)):
+    caught = [warnings.WarningMessage(InputWarning(evil), InputWarning, "a.py", 1)]
+    job = make_job(state=JobState.FAILED, problem=evil, caught=caught)
+    for shown in (show_job(job), show_problem(evil, evil)):
         assert "<script" not in shown
         assert html.escape(evil) in shown
+    assert show_job(job).count(html.escape(evil)) == 2
 
 
 class TestForm:
