@@ -1,4 +1,4 @@
-"""A worker of a production service: engines are loaded once, jobs come from a queue, each may be cancelled.
+"""A worker of a production service: engines are loaded once, jobs come from a queue, and each job may be cancelled.
 
 Reads one JSON object per line from standard input, {"id", "reference", "video", "output"}, or {"id", "cancel": true},
 and writes one per line to standard output: {"id", "stage", "done", "total"} while it works, and in the end
@@ -24,11 +24,11 @@ TELL_EVERY_S = 0.5
 
 
 class Worker:
-    """One thread that makes the videos of a queue's jobs.
+    """A thread that makes the videos of queued jobs.
 
     Args:
-        animator: is used by this thread alone; others could share it, and would take turns.
-        settings: of every job, see `dispose_rt.Settings`.
+        animator: runs all jobs; it may be shared with other threads, whose runs are queued.
+        settings: settings of every job, see `dispose_rt.Settings`.
     """
 
     def __init__(self, animator: dispose_rt.Animator, **settings: Any) -> None:
@@ -41,7 +41,7 @@ class Worker:
         self._thread.start()
 
     def submit(self, message: dict[str, Any]) -> None:
-        """Take a job, or the wish to end one, whether it has begun or not."""
+        """Queue a job, or cancel one, whether it has begun or not."""
         if message.get("cancel"):
             if message["id"] in self._cancels:
                 self._cancels[message["id"]].set()
@@ -68,13 +68,13 @@ class Worker:
                     cancel=self._cancels[name],
                 )
                 self._tell(id=name, output=job["output"], frames=animation.frame_count)
-            except dispose_rt.DisposeError as error:  # bad input or a cancelled job: the next one finds all in order
+            except dispose_rt.DisposeError as error:  # bad input or a cancelled job does not affect the next one
                 self._tell(id=name, error=f"{type(error).__name__}: {error}")
             finally:
                 del self._cancels[name]
 
     def _teller(self, name: str) -> dispose_rt.ProgressCallback:
-        """Progress ticks of one job, not more often than somebody reads them."""
+        """Return the progress callback of one job, which prints at most one tick per TELL_EVERY_S."""
         last_s = 0.0
 
         def tell(stage: str, done: int, total: int) -> None:
@@ -99,7 +99,7 @@ def main() -> int:
     logging.basicConfig(level=logging.INFO, stream=sys.stderr)  # dispose_rt logs, it never prints
     try:
         with dispose_rt.Animator(arguments.engines) as animator:
-            animator.warmup()  # the first job shall not wait for engines
+            animator.warmup()  # so that the first job does not wait for engines
             worker = Worker(animator, steps=arguments.steps)
             try:
                 for line in sys.stdin:

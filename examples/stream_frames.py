@@ -1,6 +1,6 @@
-"""Frames as they are decoded, for an encoder, a socket or a window of one's own; memory stays flat.
+"""Frames as they are decoded, for your own encoder, socket or window; memory use stays flat.
 
-Here each frame becomes a numbered PNG in a folder, as compositing programs like them.
+Here each frame becomes a numbered PNG in a folder, as compositing programs expect.
 
     python examples/stream_frames.py engines photo.jpg dance.mp4 frames/
 """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
@@ -11,10 +12,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from dispose_rt_export.command import add_arguments
 
-from dispose_rt.media import open_video, write_video
+from dispose_rt.media import open_video, read_image, write_video
 from dispose_rt.pictures import save_png
 from dispose_rt.puppet import Stance, dance, draw_puppet, place_joints
+from examples import demo
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 WIDTH, HEIGHT, FRAMES = 64, 128, 3
@@ -43,7 +46,31 @@ def run_example(name: str, *arguments: object, text: str = "") -> subprocess.Com
 
 
 def test_every_example_is_tried() -> None:
-    assert sorted(path.stem for path in EXAMPLES.glob("*.py")) == ["animate_clip", "serve_jobs", "stream_frames"]
+    names = ["animate_clip", "demo", "serve_jobs", "stream_frames"]
+    assert sorted(path.stem for path in EXAMPLES.glob("*.py")) == names
+
+
+def test_demo(
+    engines: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With engines that are built already; the command that would build them is one that the exporter takes."""
+    commands: list[list[str]] = []
+
+    def link(command: list[str], *, check: bool) -> None:
+        commands.append(command)
+        (tmp_path / "out" / "engines").parent.mkdir()
+        (tmp_path / "out" / "engines").symlink_to(engines)
+
+    monkeypatch.setattr(subprocess, "run", link)
+    assert demo.main(["--output", str(tmp_path / "out"), "--frames", "4", "--steps", "1"]) == 0
+    [[*python, command], words] = commands[0][:4], commands[0][4:]
+    assert (python, command) == ([sys.executable, "-m", "dispose_rt"], "build")
+    options = add_arguments(argparse.ArgumentParser()).parse_args(words)
+    assert (options.random_weights, options.output) == ("toy", tmp_path / "out" / "engines")
+    video, sheet = open_video(tmp_path / "out" / "demo.mp4"), tmp_path / "out" / "demo.png"
+    assert len(list(video.frames())) == 2  # every other one of 24 per second
+    assert read_image(sheet).shape[0] > 6 * 192  # rows of pictures
+    assert "the same by hand: " in capsys.readouterr().out
 
 
 def test_animate_clip(engines: Path, photo: Path, clip: Path, tmp_path: Path) -> None:

@@ -254,7 +254,7 @@ class _Measurement:
         try:
             yield network
         finally:
-            network.to("meta")  # whoever still holds the module holds no memory
+            network.to("meta")  # references to the module that remain hold no memory
             self._free_memory()
 
     def _free_memory(self) -> None:

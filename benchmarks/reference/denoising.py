@@ -137,7 +137,7 @@ def guided_step(
     """
     unconditional, conditional = (total / counts[:, None, None, None]).chunk(GUIDANCE_HALVES)
     guided = unconditional + guidance_scale * (conditional - unconditional)
-    torch.randn_like(guided)  # the published scheduler draws noise in every step, which without churn nobody reads
+    torch.randn_like(guided)  # the published scheduler draws noise in every step, unused without churn
     return guided, scheduler.step(guided, timestep, latents, return_dict=False)[0]
 
 

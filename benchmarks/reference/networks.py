@@ -177,7 +177,7 @@ def _interleave(_: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) ->
 
 
 class BaselineDift(nn.Module):
-    """Diffusion features of one image, and the second pass whose result nobody reads."""
+    """Diffusion features of one image, and a second pass whose result is not used."""
 
     def __init__(self, weights: Weights) -> None:
         super().__init__()

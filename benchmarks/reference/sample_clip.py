@@ -18,7 +18,7 @@ _STANDING = np.array(
         *((0.48, 0.13), (0.52, 0.13), (0.46, 0.14), (0.54, 0.14)),
     ]
 )
-"""Joints of somebody who fills the image, in OpenPose order."""
+"""Joints of a person who fills the image, in OpenPose order."""
 
 
 @dataclass(frozen=True, eq=False)

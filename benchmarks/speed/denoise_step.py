@@ -237,7 +237,7 @@ def _reported(result: Measurement) -> Iterator[None]:
         yield
     except InputError as error:
         result.problem = str(error)
-    except Exception as error:  # whatever compiled code does wrong: the other ways shall still be measured
+    except Exception as error:  # compiled code may fail in any way; the other ways are measured all the same
         traceback.print_exc(limit=-6)
         lines = str(error).strip().splitlines() or [""]
         result.problem = f"{type(error).__name__}: {lines[0]}"

@@ -1,4 +1,4 @@
-"""What benchmarks/speed/kernel_times.py times: every kernel with arguments of a published run, 16 frames of 576x1024."""
+"""The calls that kernel_times.py times: every kernel with arguments of a published run, 16 frames of 576x1024."""
 
 from __future__ import annotations
 

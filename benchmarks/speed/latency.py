@@ -2,11 +2,11 @@
 
     python benchmarks/speed/latency.py ENGINES [--networks] [--baseline] [--json FILE] [--plot FILE.png]
 
---baseline runs the published method in the same process (see benchmarks/reference/baseline.py) and prints how many times as long
-it takes. All other options are those of `dispose-rt bench`, and so is the JSON file (see dispose_rt/bench), but for
+--baseline runs the published method in the same process (see benchmarks/reference/baseline.py) and prints the ratio of
+the times. All other options are those of `dispose-rt bench`, and so is the JSON file (see dispose_rt/bench), but for
 
-    baseline  what benchmarks/reference/baseline.py writes, and ours {tile_step_s, s_per_frame}, ratio {tile_step, s_per_frame};
-              null without --baseline
+    baseline  the record of benchmarks/reference/baseline.py, with ours {tile_step_s, s_per_frame} and
+              ratio {tile_step, s_per_frame}; null without --baseline
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ def read_directory(folder: Path) -> Manifest:
     """Read the manifest of an engine directory, or make up one for controlnet and unet where it is not there yet.
 
     Args:
-        folder: written by `export/build_engines.py`, also with `--backend aotinductor --only controlnet,unet`.
+        folder: written by `dispose-rt build`, also with `--backend aotinductor --only controlnet,unet`.
 
     Raises:
         ManifestError: the manifest is damaged.
@@ -53,7 +53,7 @@ def read_directory(folder: Path) -> Manifest:
 
 def _read_record(folder: Path, network: str) -> NetworkRecord:
     path = folder / FOLDER / f"{network}.json"
-    command = f"python export/build_engines.py --backend aotinductor --only {','.join(DENOISERS)} --output {folder} ..."
+    command = f"dispose-rt build --backend aotinductor --only {','.join(DENOISERS)} --output {folder} ..."
     try:
         record = parse_network_record(json.loads(path.read_text(encoding="utf-8"))["record"], network)
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -1,4 +1,4 @@
-"""`dispose-rt build`: hands over to the exporter, which the runtime does without."""
+"""`dispose-rt build`: calls the exporter, which the runtime does not need."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .parser import CommandParser
 
 DESCRIPTION = """\
 Turn a folder of published checkpoints into an engine directory. Finished networks are kept when a build is interrupted,
-and are not built again while nothing that went into them has changed."""
+and are not built again while their ingredients are unchanged."""
 EPILOG = """\
 examples:
   dispose-rt build --weights weights --output engines/576x1024 --size 576x1024
@@ -20,8 +20,8 @@ examples:
   dispose-rt build --random-weights toy --output engines/toy --size 128x192 --tile-frames 4
 
 --json prints {"directories": [{"directory", "complete", "built", "up_to_date", "missing", "seconds", "bytes",
-"peak_bytes"}]}: the bytes of all networks that are there, and the most main memory that was used. What people read goes
-to standard error.
+"peak_bytes"}]}: the bytes of all finished networks, and the most main memory that was used. Text for people goes to
+standard error.
 """
 _NO_EXPORTER = """\
 the exporter is not installed here. Run the command in the source tree, or install the package with its tools:
@@ -29,12 +29,12 @@ the exporter is not installed here. Run the command in the source tree, or insta
 
 
 def run_exporter(arguments: list[str], parser: CommandParser, console: Console) -> int:
-    """Run the exporter, whose dependencies (PyTorch among them) the runtime does without.
+    """Run the exporter, whose dependencies (PyTorch among them) the runtime does not need.
 
     Args:
         arguments: of the command.
-        parser: an empty one, which the exporter adds its arguments to.
-        console: unused by the exporter, which prints by itself.
+        parser: an empty one, to which the exporter adds its arguments.
+        console: unused, since the exporter prints by itself.
     """
     try:
         exporter = import_exporter()

@@ -1,9 +1,9 @@
 """Builds engine directories from a folder of published checkpoints.
 
-    python export/build_engines.py --weights WEIGHTS --output engines/576x1024 --size 576x1024 --backend tensorrt_rtx
+    dispose-rt build --weights WEIGHTS --output engines/576x1024 --size 576x1024 --backend tensorrt_rtx
 
-For every network: load -> trace -> verify against PyTorch -> compile; then the manifest. Finished networks are kept
-when a build is interrupted, and are not built again while nothing that went into them has changed.
+Every network is loaded, traced, compared with PyTorch and compiled; the manifest comes last. Finished networks are kept
+when a build is interrupted, and are not built again while their ingredients are unchanged.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None, parser: argparse.ArgumentParser | No
 
     Args:
         argv: arguments without the program's name; None takes the process's own.
-        parser: gets the arguments added; None makes one.
+        parser: receives the arguments; None makes one.
 
     Returns:
         The exit status: 0 built, 1 failed with a message, 130 interrupted.
@@ -72,7 +72,7 @@ def main(argv: Sequence[str] | None = None, parser: argparse.ArgumentParser | No
 
 
 def _report_failure(error: BaseException, arguments: argparse.Namespace, summaries: Sequence[BuildSummary]) -> int:
-    """Print why a build ended early, and answer the exit status."""
+    """Print why a build ended early, and return the exit status."""
     kind, message = type(error).__name__, f"error: {error}"
     if isinstance(error, OSError):
         message += ". Free space, or check the folder's permissions, and run again."
@@ -88,7 +88,7 @@ def _report_failure(error: BaseException, arguments: argparse.Namespace, summari
 
 
 def _build(arguments: argparse.Namespace, report: Callable[[BuildSummary], None]) -> None:
-    """Build what is asked for, and report every directory that was worked on."""
+    """Build the requested directories, and report each of them."""
     sizes = parse_sizes(arguments.size)
     targets, only = parse_targets(arguments.target), parse_only(arguments.only)
     check_output(arguments.output)
@@ -132,7 +132,7 @@ def _make_parser() -> argparse.ArgumentParser:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
-    """Add what a build can be told; returns the parser."""
+    """Add the options of a build to the parser, and return it."""
     add = parser.add_argument
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--weights", type=Path, metavar="DIR", help="folder of published checkpoints")
@@ -154,7 +154,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
         "--target",
         metavar="sm_89,...",
         help="compute capabilities to build for; without it, tensorrt_rtx builds for all that it supports, the others "
-        "for the GPU at hand. aotinductor also knows cpu",
+        "for this machine's GPU. aotinductor also takes cpu",
     )
     add("--only", metavar="NETWORK,...", help="build these networks alone: " + ", ".join(NETWORKS))
     add("--force", action="store_true", help="build everything again")
@@ -173,7 +173,7 @@ def parse_sizes(text: str) -> tuple[tuple[int, int], ...]:
 
 
 def parse_targets(text: str | None) -> tuple[str, ...]:
-    """Parse "sm_89,sm_120" or "cpu"; nothing means the backend's own choice.
+    """Parse "sm_89,sm_120" or "cpu"; None leaves the choice to the backend.
 
     Raises:
         InputError: the text is not of that form.
@@ -200,7 +200,7 @@ def parse_size(text: str) -> tuple[int, int]:
 
 
 def parse_only(text: str | None) -> tuple[str, ...]:
-    """Parse a comma-separated list of networks; nothing means all.
+    """Parse a comma-separated list of networks; None means all.
 
     Raises:
         InputError: a name is unknown.
@@ -231,17 +231,17 @@ def build_engines(
     """Build an engine directory.
 
     Args:
-        weights: folder of checkpoints in the published layout, or where else tensors come from.
+        weights: folder of checkpoints in the published layout, or another source of tensors.
         output: directory to write; created where missing.
         size: (width, height) in pixels, multiples of 64.
-        tile: frames that the denoiser sees at once.
-        chunk: largest number of frames that the VAE decoder takes at once.
+        tile: frames that are denoised at once.
+        chunk: frames that are decoded at once, at most.
         precision: "fp32", "fp16" or "bf16".
         backend: one of manifest.BACKENDS.
         targets: compute capabilities such as "sm_89", or "cpu"; empty for the backend's own choice.
         only: networks to build; the manifest is written once all are there.
-        force: build again what is there already.
-        report: gets what was done, once it is done.
+        force: build finished networks again.
+        report: called with the summary at the end.
 
     Returns:
         The manifest, or None while networks are missing.
@@ -294,11 +294,11 @@ def build_engines(
 def _build_stale(
     plans: dict[str, NetworkPlan], only: Sequence[str], weights: Weights, output: Path, *, reuse: bool
 ) -> tuple[dict[str, NetworkRecord | None], BuildSummary]:
-    """Build what is not finished, and answer every network's record, with what was done."""
+    """Build the networks that are not finished; return every network's record, and the summary."""
     records = {name: finished_record(output, plan) for name, plan in plans.items()}
     stale = [name for name in only if records[name] is None]
     if stale:
-        (output / FILE_NAME).unlink(missing_ok=True)  # from here on the directory is not what that manifest says
+        (output / FILE_NAME).unlink(missing_ok=True)  # from here on the directory differs from it
     with BuildWorker(output / FOLDER / WORKER) as worker, BuildProgress(output, only, stale, worker) as progress:
         for name in only:
             if name not in stale:
@@ -312,12 +312,12 @@ def _build_stale(
 
 
 def choose_target(backend: str, precision: str, devices: tuple[str, ...]) -> BuildTarget:
-    """Check a combination of options, and fill in the device where the backend needs to know it.
+    """Check a combination of options, and add the device where the backend needs it.
 
     Raises:
         InputError: the combination cannot be built.
         EngineError: the backend's compiler is not installed.
-        DeviceError: the backend builds for the GPU at hand, and there is none.
+        DeviceError: the backend builds for this machine's GPU, and there is none.
     """
     for value, known in ((backend, BACKENDS), (precision, PRECISIONS)):
         if value not in known:
@@ -338,14 +338,14 @@ def choose_target(backend: str, precision: str, devices: tuple[str, ...]) -> Bui
 
 
 def unfused_attention_bytes(sizes: Sizes) -> int:
-    """Size of the UNet's float32 attention scores at the outermost level: all frames and heads of both halves."""
+    """Return the bytes of the UNet's float32 attention scores at the outermost level, for both guidance halves."""
     positions = sizes.width * sizes.height // 64
     heads = max(1, sizes.channels[0] // 64)
     return 2 * sizes.tile * heads * positions**2 * 4
 
 
 def sizes_of(checkpoint: Weights, size: tuple[int, int], tile: int, chunk: int) -> Sizes:
-    """Resolve the contract's symbols from the checkpoint's configuration and the wanted size."""
+    """Resolve the contract's symbols from the checkpoint's configuration and the requested size."""
     width, height = size
     channels = tuple(int(c) for c in checkpoint.configs["svd_unet"]["block_out_channels"])
     if len(channels) != 4:
@@ -382,7 +382,7 @@ def prepare_output(output: Path) -> None:
 
 
 def clear_output(output: Path) -> None:
-    """Remove everything but the lock of the build at work."""
+    """Remove everything except the lock of this build."""
     for path in output.iterdir():
         if path.name != FOLDER:
             path.unlink()

@@ -23,15 +23,12 @@ torch = pytest.importorskip("torch")
 from dispose_rt_export.build.plan import RECIPES  # noqa: E402
 from dispose_rt_export.checkpoints import Checkpoint  # noqa: E402
 from dispose_rt_export.synthetic.configs import configs_of  # noqa: E402
-from dispose_rt_export.synthetic.shapes import tensor_shapes  # noqa: E402
 from dispose_rt_export.synthetic.random_weights import RandomWeights  # noqa: E402
+from dispose_rt_export.synthetic.shapes import tensor_shapes  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
-from benchmarks.reference import (  # noqa: E402
-    baseline,
-    stages,
-)
-from benchmarks.reference import networks as baseline_networks
+from benchmarks.reference import baseline, stages  # noqa: E402
+from benchmarks.reference import networks as baseline_networks  # noqa: E402
 from benchmarks.reference.denoising import (  # noqa: E402
     BaselineConditions,
     BaselineDenoiser,

@@ -283,7 +283,7 @@ def test_an_unfinished_directory_has_the_sizes_of_its_packages(tmp_path: Path, m
 
 
 def test_an_unfinished_directory_without_the_packages_says_how_to_build_them(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="neither a manifest nor a finished controlnet; build it: python export"):
+    with pytest.raises(InputError, match="neither a manifest nor a finished controlnet; build it: dispose-rt build"):
         unfinished_directory.read_directory(tmp_path)
     write_unfinished(tmp_path / "engines", Sizes(64, 64), "onnxruntime")
     with pytest.raises(InputError, match="its controlnet is for onnxruntime"):

@@ -13,6 +13,7 @@ import torch
 from dispose_rt_export.build.plan import RECIPES
 from dispose_rt_export.checkpoints import Checkpoint
 from dispose_rt_export.command import sizes_of
+from dispose_rt_export.compile import aotinductor
 from dispose_rt_export.compile.aotinductor import compile_package
 from dispose_rt_export.compile.precision import apply_precision
 from torch import nn
@@ -22,7 +23,7 @@ from dispose_rt.engines.backends.aotinductor_package import LABEL_KEY
 from dispose_rt.engines.manifest import Manifest, NetworkRecord, record_file
 from tests.conftest import made_once
 
-EXPORT = Path(__file__).resolve().parents[2] / "export"
+EXPORTER = Path(aotinductor.__file__).parents[1]
 
 
 def build_module(checkpoint: Path, network: str) -> nn.Module:
@@ -37,7 +38,8 @@ def small_sizes(checkpoint: Path) -> Sizes:
 def compile_once(folder: Path, checkpoint: Path, network: str, compute_dtype: str, device: str) -> Path:
     """Compile a network once for all test processes; a kept package is renewed when anything of it has changed."""
     digest = hashlib.sha256(torch.__version__.encode())
-    for source in sorted([*EXPORT.glob("networks/*.py"), EXPORT / "aotinductor_build.py", EXPORT / "precision.py"]):
+    compiling = [EXPORTER / "compile" / name for name in ("aotinductor.py", "precision.py")]
+    for source in sorted([*EXPORTER.glob("networks/*.py"), *compiling]):
         digest.update(source.read_bytes())
     name = f"{network}-{compute_dtype}-{device}-{digest.hexdigest()[:16]}.pt2"
     with made_once(folder / "aotinductor" / name) as path:

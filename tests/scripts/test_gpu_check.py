@@ -103,7 +103,13 @@ def test_with_a_gpu_every_stage_runs_its_command(machine: Machine) -> None:
     assert done.returncode == 0, done.stdout
     assert machine.table() == dict.fromkeys(STAGES[1:], "passed")
     asked = "\n".join(machine.asked())
-    for part in ("-m pytest", "--only controlnet,unet", "graph_step.py", "benchmarks/speed/kernel_times.py", "latency.py"):
+    for part in (
+        "-m pytest",
+        "--only controlnet,unet",
+        "graph_step.py",
+        "benchmarks/speed/kernel_times.py",
+        "latency.py",
+    ):
         assert part in asked
     for part in ("denoise_step.py", "probe_tensorrt.py tensorrt_rtx", "probe_tensorrt.py tensorrt\n", "baseline.py"):
         assert part in asked

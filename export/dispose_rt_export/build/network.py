@@ -29,13 +29,13 @@ from ..compile.tensorrt import build_plan
 from ..compile.verify import compare_onnx, comparison_sizes, expected_outputs
 
 WIDE_CHANNELS = 128
-"""Networks with this many channels at the outermost level or more are handled in a process of their own."""
+"""Channels of the outermost level from which networks are handled in a process of their own."""
 
 TIMING_CACHE = "timing.cache"
 
 Result = TypeVar("Result")
 StepProgress: TypeAlias = Callable[[str], None]
-"""Gets what is being done: "tracing", "compiling: 40 %"."""
+"""Called with the name of the step: "tracing", "compiling: 40 %"."""
 
 
 def build_network(
@@ -43,8 +43,8 @@ def build_network(
 ) -> NetworkRecord:
     """Build one network into an engine directory.
 
-    The files are written and verified in a scratch folder, then renamed into place, then recorded: whenever this stops,
-    the directory holds the old state, or files without a record, which the next build writes again.
+    Files are written and verified in a scratch folder, renamed into place, then recorded. If the build stops at any
+    point, the directory holds the old state, or files without a record, which the next build writes again.
 
     Raises:
         CheckpointError: its weights are missing, damaged, or of other shapes.
@@ -81,7 +81,7 @@ class _NetworkBuild:
         self._progress = progress
 
     def run(self, timing_cache: Path) -> tuple[dict[str, float], dict[str, Signature]]:
-        """Write the file that the backend opens. Answers the measured errors and the compiler's view of the tensors."""
+        """Write the backend's file; return the measured errors, and the tensors as the compiler saw them."""
         plan = self._plan
         if plan.backend == "aotinductor":
             errors = self._package(self._scratch / plan.file_name)
@@ -134,11 +134,11 @@ class _NetworkBuild:
 
     @property
     def _expected(self) -> Path:
-        """What PyTorch computes."""
+        """File of PyTorch's inputs and outputs."""
         return self._scratch / "compared" / "expected.npz"
 
     def _files_at(self, own: Sizes, comparable: Sizes, path: Path) -> list[tuple[Sizes, Path]]:
-        """The file to write, and behind it a small one to compare instead where its own size cannot be run here."""
+        """Return the file to write and, where its size cannot be run here, a small one to compare instead."""
         aside = self._scratch / "compared"
         aside.mkdir()
         if resolve_shapes(self._plan.spec, comparable) == resolve_shapes(self._plan.spec, own):
@@ -150,7 +150,7 @@ class _NetworkBuild:
         return self._worker.run(f"{self._plan.spec.name}: {label}", step, *arguments, progress=self._progress)
 
     def _step(self, label: str, step: Callable[..., Result], *arguments: Any) -> Result:
-        """Run a step here, or in the worker where it needs much memory."""
+        """Run a step in this process, or in the worker if it needs much memory."""
         if self._plan.sizes.channels[0] >= WIDE_CHANNELS:
             return self._in_worker(label, step, *arguments)
         self._progress(label)
@@ -195,7 +195,7 @@ def compile_engine(plan: NetworkPlan, onnx: Path, timing_cache: Path) -> dict[st
 
 
 def run_network(plan: NetworkPlan, weights: Weights, sizes: Sizes, device: str, path: Path) -> None:
-    """Store what PyTorch computes in float32, from weights that were never rounded: that is part of the error."""
+    """Store PyTorch's outputs in float32 from unrounded weights: rounding them is part of the error."""
     torch.backends.cudnn.allow_tf32 = False
     module = _build_module(plan, weights).to(device)
     expected_outputs(module, plan.spec, sizes, plan.compute_dtype, path)

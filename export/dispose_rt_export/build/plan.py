@@ -1,4 +1,4 @@
-"""What is to be built for one network, and the key that says whether it has been built already."""
+"""The plan of one network's build, and the key that tells whether it has been built already."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ from ..compile.precision import FLOAT32_ALWAYS
 from ..compile.verify import TOLERANCES
 
 SUFFIXES = {"onnxruntime": ".onnx", "tensorrt_rtx": ".engine", "tensorrt": ".engine", "aotinductor": ".pt2"}
-"""What a network's file is called, after its name."""
+"""Suffix of a network's file by backend."""
 
 
 @dataclass(frozen=True)
 class BuildTarget:
-    """What a directory is built for.
+    """The target of a directory's build.
 
     Attributes:
         backend: one of manifest.BACKENDS.
@@ -62,9 +62,9 @@ class NetworkPlan:
         sizes: resolves the contract's symbols.
         compute_dtype: dtype of its parameters and of tensors marked "compute".
         tolerance: largest relative error against PyTorch in float32.
-        backend: what opens the file. AOTInductor leaves networks that are published as ONNX files to ONNX Runtime.
+        backend: opens the file. AOTInductor leaves networks that are published as ONNX files to ONNX Runtime.
         devices: see BuildTarget.
-        build_key: hash of everything that goes into the file.
+        build_key: hash of all ingredients of the file.
     """
 
     spec: NetworkSpec
@@ -97,7 +97,7 @@ def _build_controlnet(weights: Weights) -> nn.Module:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a network is made: its builder, and the files of the checkpoint that it reads."""
+    """The builder of a network, and the files of the checkpoint that it reads."""
 
     build: Callable[[Weights], nn.Module]
     files: tuple[str, ...]
@@ -120,7 +120,7 @@ RECIPES: Mapping[str, Recipe] = {
     "unet": Recipe(lambda weights: build_unet(weights.configs["svd_unet"], weights.tensors("unet")), ("mimicmotion",)),
     "vae_decoder": Recipe(build_vae_decoder, ("svd_vae",)),
 }
-"""How every network that is not published as a file is made."""
+"""Recipes of all networks that are not published as ONNX files."""
 
 
 def plan_network(name: str, weights: Weights, sizes: Sizes, target: BuildTarget) -> NetworkPlan:
@@ -153,19 +153,19 @@ def plan_network(name: str, weights: Weights, sizes: Sizes, target: BuildTarget)
 
 
 def resolve_shapes(spec: NetworkSpec, sizes: Sizes) -> dict[str, tuple[int | str, ...]]:
-    """Shape of every tensor of a network; dynamic dimensions stay names."""
+    """Return the shape of every tensor of a network; dynamic dimensions stay names."""
     return {tensor.name: sizes.resolve(tensor.shape) for tensor in (*spec.inputs, *spec.outputs)}
 
 
 @cache
 def build_versions() -> dict[str, str]:
-    """Versions of the software that shapes the files of every backend."""
+    """Return the versions of the software that determines the files of every backend."""
     packages = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnxruntime")
     return {"dispose_rt": dispose_rt.__version__, **{name: version(name) for name in packages}}
 
 
 def backend_versions(backend: str) -> dict[str, str]:
-    """Versions of a backend's compiler, where it is a package of its own.
+    """Return the version of a backend's compiler where it is a package of its own.
 
     Raises:
         EngineError: it is not installed.
@@ -187,7 +187,7 @@ _RUNTIME_SOURCES = {"tensorrt_rtx": tensorrt_flavour, "tensorrt": tensorrt_flavo
 
 @cache
 def _source_hash(backend: str) -> str:
-    """Hash of the sources that shape the files: a changed network is a changed build."""
+    """Return a hash of the sources that determine the files: a changed network is built again."""
     folder = Path(__file__).parents[1]
     names = ("checkpoints.py", "compile/precision.py", *_SOURCES[backend])
     digest = hashlib.sha256()
@@ -200,7 +200,7 @@ def _source_hash(backend: str) -> str:
 
 
 def check_output(output: Path) -> None:
-    """Refuse, before weights are opened, a path of which no directory can be made.
+    """Refuse a path that cannot become a directory, before weights are opened.
 
     Raises:
         InputError: it is a file, or lies below one.

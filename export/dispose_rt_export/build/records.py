@@ -1,7 +1,7 @@
-"""Remembers which networks of an engine directory are finished, so that a build goes on where it stopped.
+"""Records the finished networks of an engine directory, so that an interrupted build resumes.
 
-`.build/` in the directory holds one JSON record per finished network, the scratch folder of the one at work, and the
-lock of the build at work.
+`.build/` in the directory holds one JSON record per finished network, and the scratch folder and lock of a running
+build.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from .plan import NetworkPlan
 
 FOLDER = ".build"
 SCRATCH, WORKER, FAILED = "scratch", "worker", "failed"
-"""Folders in it: files of the network at work, temporary files of compilers, graphs that a compiler refused."""
+"""Folders in it: files of the network being built, temporary files of compilers, graphs that a compiler refused."""
 SHARED_ABOVE_BYTES = 1 << 20
-"""Files below this size are not worth a link."""
+"""Smallest file worth a hard link, in bytes."""
 
 
 @contextmanager
@@ -51,14 +51,14 @@ def exclusive(output: Path) -> Iterator[None]:
 
 
 def finished_record(output: Path, plan: NetworkPlan) -> NetworkRecord | None:
-    """The record of a network that is built already, from the same ingredients, and whose files are still as built."""
+    """Return the record of a network that was built from the same ingredients and whose files are unchanged."""
     try:
         body = json.loads(_record_path(output, plan.spec.name).read_text(encoding="utf-8"))
         record = parse_network_record(body["record"])
         stamps = body["stamps"]
         if record.build_key != plan.build_key:
             return None
-        # a file that was touched, copied or linked since is read again
+        # files that were touched, copied or linked since are hashed again
         intact = all(
             stamps[file.path] == _stamp(output / file.path) or record_file(output, file.path) == file
             for file in record.files
@@ -69,7 +69,7 @@ def finished_record(output: Path, plan: NetworkPlan) -> NetworkRecord | None:
 
 
 def expected_seconds(output: Path, network: str) -> float | None:
-    """How long the network took when it was built here last."""
+    """Return the build time of the network when it was last built here."""
     try:
         return float(json.loads(_record_path(output, network).read_text(encoding="utf-8"))["seconds"])
     except (OSError, ValueError, KeyError, TypeError):
@@ -77,7 +77,7 @@ def expected_seconds(output: Path, network: str) -> float | None:
 
 
 def write_record(output: Path, network: str, record: NetworkRecord, seconds: float) -> None:
-    """Remember that a network is finished; the files that it names are in place."""
+    """Record a network as finished; its files are in place."""
     path = _record_path(output, network)
     path.parent.mkdir(exist_ok=True)
     body = {
@@ -90,14 +90,14 @@ def write_record(output: Path, network: str, record: NetworkRecord, seconds: flo
 
 
 def forget_record(output: Path, network: str) -> None:
-    """From here on the network is not finished."""
+    """Mark a network as unfinished."""
     _record_path(output, network).unlink(missing_ok=True)
 
 
 def reuse_sibling(plan: NetworkPlan, output: Path) -> NetworkRecord | None:
-    """Take a network over from a directory beside this one that holds the very same, by hard link where possible.
+    """Reuse a network of a directory beside this one that was built from the same ingredients, by hard link if possible.
 
-    Directories of other sizes or precisions share what does not depend on them: CLIP, CMP, the pose networks and more.
+    Directories share networks that do not depend on their size or precision: CLIP, CMP, the pose networks and more.
     """
     for sibling in _siblings(output):
         record = finished_record(sibling, plan)
@@ -114,7 +114,7 @@ def share_files(output: Path, files: tuple[FileRecord, ...]) -> int:
     """Replace files by hard links to the same bytes in a directory beside this one, e.g. weights of another size.
 
     Returns:
-        Bytes that are no longer held twice.
+        Bytes saved.
     """
     saved = 0
     for file in files:
@@ -130,14 +130,14 @@ def share_files(output: Path, files: tuple[FileRecord, ...]) -> int:
 
 
 def prune_files(output: Path, kept: set[str], suffixes: tuple[str, ...]) -> None:
-    """Remove engine files that belong to no network any more, left by a build for another backend."""
+    """Remove engine files of no network, left by a build for another backend."""
     for path in output.iterdir():
         if path.suffix in suffixes and path.name not in kept:
             path.unlink()
 
 
 def clear_leftovers(output: Path) -> None:
-    """Remove what a build that was killed left behind."""
+    """Remove leftovers of a build that was killed."""
     for path in (*output.glob("*.part"), *(output / FOLDER).glob("*.part")):
         path.unlink()
     for name in (SCRATCH, WORKER, FAILED):
@@ -146,7 +146,7 @@ def clear_leftovers(output: Path) -> None:
 
 @contextmanager
 def scratch_folder(output: Path) -> Iterator[Path]:
-    """An empty folder on the same file system, removed afterwards."""
+    """Make an empty folder on the same file system, and remove it afterwards."""
     folder = output / FOLDER / SCRATCH
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -193,5 +193,5 @@ def _record_path(output: Path, network: str) -> Path:
 
 
 def _stamp(path: Path) -> list[int]:
-    """As JSON has it."""
+    """Return a file's stamp as JSON stores it."""
     return list(stamp_of(path.stat()))

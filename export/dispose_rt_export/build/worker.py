@@ -1,7 +1,7 @@
 """Runs steps of a build in a process of their own.
 
-What a step leaves in memory goes with the process, and a compiler that crashes, or is killed because memory ran out,
-ends in an error that says so and not with the build.
+Its memory is freed with it, and a compiler that crashes or is killed for lack of memory ends in an error message
+instead of ending the build.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
+import dispose_rt
 from dispose_rt.errors import DisposeError
 
 Result = TypeVar("Result")
@@ -28,6 +29,8 @@ Result = TypeVar("Result")
 RESTART_ABOVE_BYTES = 2 << 30
 """A process that has held more than this is replaced: allocators keep what they once had."""
 
+_PACKAGES = [str(Path(dispose_rt.__file__).parents[1]), str(Path(__file__).parents[2])]
+"""Folders that the process imports the two packages from, where they are not installed."""
 _BOOTSTRAP = "import sys; from dispose_rt_export.build.worker import serve; serve(int(sys.argv[1]))"
 
 
@@ -35,10 +38,10 @@ class BuildWorker:
     """A process that runs one step after the other. Use it as a context manager.
 
     Args:
-        folder: for temporary files of the process; made when it starts, and removed with it.
+        folder: for the process's temporary files; made when it starts, removed with it.
 
     Attributes:
-        peak_bytes: the most memory that any of its processes has held so far.
+        peak_bytes: largest memory of any of its processes so far.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -63,17 +66,17 @@ class BuildWorker:
         """Run `step(*arguments)` in the process and wait for it.
 
         Args:
-            label: what is being done, for error messages: "unet: compiling".
+            label: name of the step in error messages: "unet: compiling".
             step: a function of a module of this package.
             arguments: anything that can be pickled.
-            progress: gets what the step says with `report`.
+            progress: receives the texts that the step passes to `report`.
 
         Returns:
-            What the step returned.
+            The step's result.
 
         Raises:
             DisposeError: the process ended before the step did.
-            BaseException: what the step raised.
+            BaseException: any exception of the step.
         """
         connection = self._started()
         connection.send_bytes(pickle.dumps((step, arguments)))
@@ -90,8 +93,8 @@ class BuildWorker:
             self.stop()
         if kind == _FAILED:
             raise result
-        answer: Result = result
-        return answer
+        returned: Result = result
+        return returned
 
     def _started(self) -> Connection:
         if self._connection is not None:
@@ -103,7 +106,7 @@ class BuildWorker:
             self._folder.mkdir(parents=True, exist_ok=True)
             environment = {
                 **os.environ,
-                "PYTHONPATH": os.pathsep.join(path or str(Path.cwd()) for path in sys.path),
+                "PYTHONPATH": os.pathsep.join([*_PACKAGES, *filter(None, [os.environ.get("PYTHONPATH")])]),
                 "TMPDIR": str(self._folder.absolute()),
             }
             self._process = subprocess.Popen(command, env=environment, pass_fds=[descriptor])
@@ -139,17 +142,17 @@ class BuildWorker:
 
 _DONE, _FAILED, _REPORT = "done", "failed", "report"
 _to_parent: list[Connection] = []
-"""In a worker process: the connection to its parent."""
+"""Connection to the parent, in a worker process."""
 
 
 def report(text: str) -> None:
-    """Tell the parent what the step at work is doing; outside of a worker process nobody listens."""
+    """Send the parent what the step is doing; outside of a worker process, do nothing."""
     for connection in _to_parent:
         connection.send_bytes(pickle.dumps((_REPORT, text, 0)))
 
 
 def serve(descriptor: int) -> None:
-    """Answer steps until the parent hangs up. Runs in the worker process."""
+    """Run steps in the worker process until the parent closes the connection."""
     _end_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets it as well, and ends this process
     connection = Connection(descriptor)
@@ -165,8 +168,8 @@ def serve(descriptor: int) -> None:
 
 
 def peak_memory_bytes() -> int:
-    """The most memory that this process has held so far; 0 where the system does not say."""
-    # of the program at work: what getrusage answers begins, on Linux, with the size of the parent that started it
+    """Return the largest memory of this process so far; 0 where the system does not say."""
+    # of this program: the value of getrusage begins, on Linux, with the size of the parent that started it
     with contextlib.suppress(OSError, ValueError, StopIteration):
         lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
         return int(next(line for line in lines if line.startswith("VmHWM:")).split()[1]) * 1024
@@ -187,7 +190,7 @@ def _picklable(error: BaseException) -> BaseException:
 
 
 def _end_with_parent() -> None:
-    """Have the system end this process when its parent is killed: nobody may write to the scratch folder any more."""
+    """Have the system end this process when its parent is killed, so that it no longer writes to the scratch folder."""
     if sys.platform.startswith("linux"):
         parent = os.getppid()
         pr_set_pdeathsig = 1

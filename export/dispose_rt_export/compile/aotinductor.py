@@ -29,7 +29,7 @@ from .trace import TORCH_DTYPES, sample_inputs, trace_sizes
 from .verify import compare_outputs
 
 COMMON_OPTIONS: Mapping[str, Any] = {
-    # weights are data behind the library, mapped when it is loaded: no assembler sees them, whatever their size
+    # weights are data after the library, mapped when it is loaded: no assembler reads them, whatever their size
     "aot_inductor.force_mmap_weights": True,
     # precompiled headers pay when many libraries are compiled with one cache; here every network has its own
     "aot_inductor.precompile_headers": False,
@@ -52,14 +52,14 @@ CUDA_OPTIONS: Mapping[str, Any] = {
 
 
 def package_target(devices: Sequence[str] = ()) -> str:
-    """What to compile for: "cpu", or the compute capability of the GPU at hand, e.g. "sm_90".
+    """Return the target to compile for: "cpu", or the compute capability of this machine's GPU, e.g. "sm_90".
 
     Args:
-        devices: what was asked for; nothing means the GPU at hand.
+        devices: the requested targets; empty for this machine's GPU.
 
     Raises:
         InputError: several devices are asked for.
-        DeviceError: a GPU is asked for that is not at hand: kernels are compiled and timed on the GPU itself.
+        DeviceError: this machine lacks the requested GPU; kernels are compiled and timed on the GPU itself.
     """
     if len(devices) > 1:
         raise InputError(f"AOTInductor compiles for one device at a time, --target is {','.join(devices)}")
@@ -119,7 +119,7 @@ def compare_package(spec: NetworkSpec, path: Path, expected: Path, device: str, 
     Args:
         spec: the network.
         path: the package.
-        expected: what `verify.expected_outputs` has stored.
+        expected: file that `verify.expected_outputs` wrote.
         device: "cpu" or "cuda".
         tolerance: largest relative error allowed.
 
@@ -149,7 +149,7 @@ def compare_package(spec: NetworkSpec, path: Path, expected: Path, device: str, 
 
 
 def compiler_options(device: str, label: PackageLabel) -> dict[str, Any]:
-    """Options of torch._inductor, as far as the installed version has them."""
+    """Return those options of torch._inductor that the installed version has."""
     options = {**COMMON_OPTIONS, **(CPU_OPTIONS if device == "cpu" else CUDA_OPTIONS)}
     known = torch._inductor.config.get_config_copy()
     chosen = {name: value for name, value in options.items() if name in known}
@@ -183,7 +183,7 @@ def _trace(
 
 
 def _dynamic_shapes(spec: NetworkSpec, sizes: Sizes) -> tuple[dict[int, Any], ...] | None:
-    """Ranges from 1 to the limit. A dimension whose limit is 1 is not dynamic."""
+    """Return ranges from 1 to the limit; a dimension whose limit is 1 is not dynamic."""
     ranges = {
         symbol: torch.export.Dim(symbol, min=1, max=sizes.limit(symbol))
         for symbol in spec.dynamic
@@ -199,10 +199,10 @@ def _dynamic_shapes(spec: NetworkSpec, sizes: Sizes) -> tuple[dict[int, Any], ..
 
 @contextlib.contextmanager
 def _scratch(folder: Path, device: str) -> Iterator[None]:
-    """Let everything that torch and its compilers keep or leave behind go into a folder.
+    """Direct the caches and leftovers of torch and its compilers into a folder.
 
-    A TORCHINDUCTOR_CACHE_DIR of the user's is respected. For a GPU, torch starts compiler processes that outlive this
-    call and go on using the temporary folder that they were started with: it stays the process's own.
+    The user's TORCHINDUCTOR_CACHE_DIR is respected. For a GPU, torch starts compiler processes that outlive this call
+    and keep using the temporary folder that they were started with, so it stays the process's own.
     """
     from torch._inductor.utils import fresh_cache
 

@@ -17,7 +17,7 @@ from dispose_rt.errors import EngineError, VerificationError
 from dispose_rt.system.sealed_file import read_sealed, write_sealed
 
 Progress = Callable[[str, int, int], None]
-"""Called with a phase of the compiler, its finished steps, and all of its steps; from any thread."""
+"""Called with a phase of the compiler, its finished steps and all its steps; from any thread."""
 
 _REBUILD_HINTS = {
     "MVMF": "Seen where sm_75 is a target and the network is very small: leave sm_75 out, or leave --target unset.",
@@ -47,13 +47,13 @@ def build_plan(
         sizes: resolves the contract's shapes.
         compute_dtype: dtype of tensors that the contract marks "compute".
         flavour: "tensorrt_rtx" or "tensorrt".
-        targets: compute capabilities such as "sm_89"; empty for all that the flavour can serve with one plan.
+        targets: compute capabilities such as "sm_89"; empty for all that one plan of the flavour can serve.
         timing_cache: kept between builds by the flavour that has one; a damaged one is replaced.
         output: plan to write, under a temporary name first.
-        progress: told about the compiler's phases. What it raises ends the build and is raised here.
+        progress: called in the compiler's phases. Its exceptions end the build and are raised here.
 
     Returns:
-        Dtype and shape of every input and output as the parser saw them; dynamic dimensions are names.
+        Dtype and shape of every input and output as the parser saw them, with names for dynamic dimensions.
 
     Raises:
         EngineError: TensorRT is missing, cannot read the graph, or cannot compile it; quotes what it said.
@@ -99,7 +99,7 @@ def _parse(backend: Flavour, network: Any, log: Any, path: Path, spec: NetworkSp
 
 
 def _describe(error: Any) -> str:
-    """One problem of the parser in a line: which node, and what is wrong with it."""
+    """Return one problem of the parser in a line: the node, and what is wrong with it."""
     # what follows the first line is the same again, with the compiler's own source locations
     reason = next((line for line in error.desc().splitlines() if "Invalid Node" not in line), error.desc())
     if error.node() < 0:
@@ -108,7 +108,7 @@ def _describe(error: Any) -> str:
 
 
 def _fix_shapes(network: Any, spec: NetworkSpec, sizes: Sizes) -> None:
-    """Give inputs the contract's numbers where the file leaves dimensions open: published files may take any batch."""
+    """Set open dimensions of inputs to the contract's numbers: published files may take any batch."""
     wanted = {tensor.name: sizes.resolve(tensor.shape) for tensor in spec.inputs}
     for tensor in (network.get_input(index) for index in range(network.num_inputs)):
         ours, theirs = wanted.get(tensor.name, ()), tuple(tensor.shape)
@@ -122,7 +122,7 @@ def _fix_shapes(network: Any, spec: NetworkSpec, sizes: Sizes) -> None:
 def _check_signature(
     backend: Flavour, network: Any, spec: NetworkSpec, sizes: Sizes, compute_dtype: str
 ) -> dict[str, Signature]:
-    """Compare what the parser saw with the contract, and answer it."""
+    """Check the parser's tensors against the contract, and return them."""
     ours = {tensor.name: tensor.shape for tensor in (*spec.inputs, *spec.outputs)}
     found = [network.get_input(index) for index in range(network.num_inputs)]
     found += [network.get_output(index) for index in range(network.num_outputs)]
@@ -170,7 +170,7 @@ def _create_monitor(backend: Flavour, progress: Progress | None) -> Any:
     trt = backend.trt
 
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc, name-defined]
-        """Passes phases on. An exception must not reach the compiler's own frames: it is kept, and ends the build."""
+        """Forwards phases. An exception must not reach the compiler's own frames: it is kept, and ends the build."""
 
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
@@ -179,16 +179,16 @@ def _create_monitor(backend: Flavour, progress: Progress | None) -> Any:
 
         def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
             self._steps[phase_name] = num_steps
-            self._tell(phase_name, 0)
+            self._forward(phase_name, 0)
 
         def step_complete(self, phase_name: str, step: int) -> bool:
-            self._tell(phase_name, step + 1)
+            self._forward(phase_name, step + 1)
             return self.failure is None
 
         def phase_finish(self, phase_name: str) -> None:
             self._steps.pop(phase_name, None)
 
-        def _tell(self, phase: str, done: int) -> None:
+        def _forward(self, phase: str, done: int) -> None:
             try:
                 if progress is not None and self.failure is None:
                     progress(phase, done, self._steps.get(phase, done))
@@ -199,7 +199,7 @@ def _create_monitor(backend: Flavour, progress: Progress | None) -> Any:
 
 
 def _load_timings(config: Any, path: Path) -> Any:
-    """Attach the kept timings of earlier builds, or an empty cache; the caller saves it after the build."""
+    """Attach the timings of earlier builds, or an empty cache; the caller saves it after the build."""
     kept = read_sealed(path)
     if kept is None and path.exists():
         print(f"{path} is damaged and is replaced; builds measure their kernels again", flush=True)

@@ -1,6 +1,6 @@
 """Seeded random weights in place of the published files: for latency work, and for building without a download.
 
-Nothing is written to disk: tensors are drawn when a network asks for its component, where they are wanted.
+Nothing is written to disk: tensors are drawn on their device when a network asks for its component.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class RandomWeights(Weights):
         scale: "full" for the published widths, "toy" for those of the toy checkpoint (without the lanes that carry
             a picture through it: see `toy_weights`).
         seed: the same seed gives the same tensors on the same kind of device; 0 or more.
-        device: where tensors are drawn and stay.
+        device: device of the tensors.
 
     Raises:
         InputError: the scale is unknown.
@@ -113,12 +113,12 @@ def _source_hash() -> str:
 def random_module(
     network: str, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32, *, scale: str = "full"
 ) -> nn.Module:
-    """Make one network with random weights, drawn on the device where it is to run.
+    """Make one network with random weights, drawn on its device.
 
     Args:
         network: a key of `contract.NETWORKS` that is not published as an ONNX file.
-        device: where its parameters are drawn and stay.
-        dtype: what it computes in, but for the parts that `precision` keeps in float32.
+        device: device of its parameters.
+        dtype: dtype that it computes in, except the parts that `precision` keeps in float32.
         scale: widths, see RandomWeights.
 
     Returns:

@@ -41,7 +41,7 @@ class _WeightFile:
 
     Attributes:
         shapes: its tensors, from the configurations.
-        dtype: what floating-point tensors are stored in.
+        dtype: stored dtype of floating-point tensors.
     """
 
     shapes: Callable[[Configs], Shapes]
@@ -56,7 +56,7 @@ def tensor_shapes(file: str, configs: Configs) -> Shapes:
         configs: parsed configuration files by their names in `checkpoints.CONFIG_FILES`.
 
     Returns:
-        Shapes by name, as the file has them.
+        Shapes by name in the file.
     """
     with torch.device("meta"):
         return _WEIGHT_FILES[file].shapes(configs)

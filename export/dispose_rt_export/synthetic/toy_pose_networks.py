@@ -1,7 +1,7 @@
 """Stand-ins for DWPose's two networks: graphs built by hand that find the drawn puppet (`dispose_rt.puppet`).
 
 They have the published names and shapes, and what a stage must cope with in the real ones: undecoded YOLOX rows, SimCC
-bumps, low scores for what is not seen. Both look at colour alone: each joint has one filter that answers 1 where a
+bumps, low scores for what is not seen. Both look at colour alone: each joint has one filter that is 1 where a
 pixel is saturated and has the joint's hue.
 """
 
@@ -31,7 +31,7 @@ _BT601 = np.array([[-0.168736, -0.331264, 0.5], [0.5, -0.418688, -0.081312]])
 _HALF_SECTOR = 0.85 * math.pi / HUES
 """Half the range of hues that one filter accepts; at pi / HUES it would touch its neighbours."""
 _FAINT, _CLEAR = 38.0, 58.0
-"""Chroma at which a filter starts to answer, and at which it answers fully."""
+"""Chroma at which a filter starts to respond, and at which it responds fully."""
 _EDGE = 5.0
 """Chroma levels over which a filter fades out at the border of its sector."""
 _FEWEST_JOINTS = 3.5
@@ -56,7 +56,7 @@ def write_pose_networks(folder: Path) -> None:
 def build_detector() -> onnx.ModelProto:
     """Return the stand-in for YOLOX: "images" [1, 3, 640, 640] (0..255, RGB) -> "output" [1, 8400, 85], undecoded.
 
-    Persons are groups of puppet-coloured columns; puppets whose columns touch count as one. Up to four are answered,
+    Persons are groups of puppet-coloured columns; puppets whose columns touch count as one. Up to four are returned,
     the tallest with the highest score, in the first rows of the coarsest level; all other rows score 0.
     """
     graph = GraphWriter("puppet_detector")

@@ -45,14 +45,14 @@ _GAINS = (
     ("unet.add_embedding.", 3.0),
     ("module.flow_decoder.head.", 0.3),
 )
-"""Name prefix -> gain of matrices and kernels where 1 would let a signal die out on its way to the result."""
+"""Name prefix -> gain of matrices and kernels through which a signal would fade at gain 1."""
 
 _STRAIGHT = 6.0
-"""Where SiLU is nearly the identity: silu(6 + x) = 6 + x up to 0.03 for |x| < 1."""
+"""Input at which SiLU is nearly the identity: silu(6 + x) = 6 + x up to 0.03 for |x| < 1."""
 
 
 def draw_tensors(file: str, shapes: Shapes, seed: int) -> Tensors:
-    """Make up the tensors of one weight file.
+    """Draw the tensors of one weight file.
 
     Args:
         file: name of the file in `checkpoints.FILES`.
@@ -78,7 +78,7 @@ def _draw(name: str, shape: tuple[int, ...], seed: int) -> Tensor:
 
 
 def fixed_tensor(name: str, shape: tuple[int, ...]) -> Tensor | None:
-    """What is not drawn: counters, positions, and PoseNet's scale. None for everything else."""
+    """Return a tensor that is not drawn: counters, positions, and PoseNet's scale. None for all others."""
     kind = name.rsplit(".", 1)[-1]
     if kind == "position_ids":
         return torch.arange(math.prod(shape)).reshape(shape)
@@ -137,7 +137,7 @@ def _lay_autoencoder_lanes(tensors: Tensors) -> None:
 
 
 def _silence_stillness(tensors: Tensors, prefix: str) -> None:
-    """Without biases, a network of convolutions and SiLUs answers 0 to 0, up to the border."""
+    """Zero the biases: a network of convolutions and SiLUs then maps 0 to 0, up to the border."""
     for name, tensor in tensors.items():
         if name.startswith(prefix) and name.endswith(".bias"):
             tensor.zero_()

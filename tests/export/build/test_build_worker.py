@@ -17,7 +17,7 @@ from dispose_rt_export.build.worker import BuildWorker, report
 
 from dispose_rt.errors import DisposeError, ManifestError
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def double(number: int) -> int:
@@ -131,17 +131,16 @@ def test_the_process_ends_with_its_killed_parent(tmp_path):
     program = (
         "import pickle, sys, time\n"
         "from pathlib import Path\n"
-        "sys.path.insert(0, sys.argv[1])\n"
-        "from test_build_worker import identify\n"
+        "from tests.export.build.test_build_worker import identify\n"
         "from dispose_rt_export.build.worker import BuildWorker\n"
-        "worker = BuildWorker(Path(sys.argv[2]))\n"
+        "worker = BuildWorker(Path(sys.argv[1]))\n"
         "print(worker.run('x', identify), flush=True)\n"
         "worker._connection.send_bytes(pickle.dumps((time.sleep, (60,))))\n"
         "time.sleep(60)\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(
-        [sys.executable, "-c", program, str(Path(__file__).parent), str(tmp_path / "w")],
+        [sys.executable, "-c", program, str(tmp_path / "w")],
         stdout=subprocess.PIPE,
         env=environment,
     )

@@ -37,12 +37,12 @@ from dispose_rt.contract import NETWORKS, RESIDUAL_MULTIPLICITY, Sizes
 from dispose_rt.engines.manifest import read_manifest
 from dispose_rt.errors import CheckpointError
 from tests.golden_case import GoldenCase
+from tests.golden_data import GOLDEN
 
 Arrays = Mapping[str, NDArray[np.generic]]
 Golden = Callable[[str], Arrays]
 
 TOLERANCE = 1e-5  # of the array's largest magnitude; measured: at most 1.6e-6
-GOLDEN_FOLDER = Path(__file__).parents[1] / "golden"
 UNET_CONFIG = "stable-video-diffusion-img2vid-xt-1-1/unet/config.json"
 MOTION = "controlnet_cond_embedding."
 POINTS = "point_adapter."
@@ -389,11 +389,11 @@ def test_spatial_cross_attention_is_the_value_of_its_token() -> None:
 @pytest.mark.parametrize("spec", ["spec", "spec_full"])
 def test_networks_hold_exactly_the_published_tensors(spec: str) -> None:
     def published(file: str) -> dict[str, tuple[int, ...]]:
-        entries = json.loads((GOLDEN_FOLDER / spec / f"{file}.json").read_text())["tensors"]
+        entries = json.loads((GOLDEN / spec / f"{file}.json").read_text())["tensors"]
         return {name: tuple(shape) for name, shape, _ in entries}
 
-    configs = json.loads((GOLDEN_FOLDER / spec / "configs.json").read_text())
-    constants = json.loads((GOLDEN_FOLDER / spec / "constants.json").read_text())
+    configs = json.loads((GOLDEN / spec / "configs.json").read_text())
+    constants = json.loads((GOLDEN / spec / "constants.json").read_text())
     config = DenoiserConfig.from_mapping(json.loads(configs[UNET_CONFIG]))
     mimicmotion, dispose = published("mimicmotion"), published("dispose")
     with torch.device("meta"):
