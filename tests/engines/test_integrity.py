@@ -181,10 +181,10 @@ def test_a_damaged_memory_hides_nothing(folder: Path, spoil: Callable[[Path], No
 def test_where_nothing_can_be_written_files_are_hashed_every_time(
     folder: Path, hashed: list[str], monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:
-    def refuse(self: Path, *rest: Any, **named: Any) -> None:
-        raise OSError(code, os.strerror(code), str(self))
+    def refuse(target: Path) -> None:
+        raise OSError(code, os.strerror(code), str(target))
 
-    monkeypatch.setattr(Path, "write_text", refuse)
+    monkeypatch.setattr(integrity, "atomic_write", refuse)
     for _ in range(2):
         hashed.clear()
         assert damages(folder) == []
@@ -195,9 +195,8 @@ def test_where_nothing_can_be_written_files_are_hashed_every_time(
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS])
-@pytest.mark.parametrize("call", ["write_text", "replace"])
 def test_a_manifest_that_cannot_be_written_is_a_typed_error(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, code: int, call: str
+    folder: Path, monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:
     manifest = read_manifest(folder)
 
@@ -205,7 +204,7 @@ def test_a_manifest_that_cannot_be_written_is_a_typed_error(
         raise OSError(code, os.strerror(code), str(self))
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path, call, refuse)
+        patch.setattr(Path, "replace", refuse)
         with pytest.raises(ManifestError, match="(?s)cannot be written.*Free space, or check the folder's permissions"):
             write_manifest(manifest)
     assert read_manifest(folder) == manifest
