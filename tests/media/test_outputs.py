@@ -161,13 +161,13 @@ def test_the_part_file_of_a_killed_process_is_removed_by_the_next(tmp_path: Path
 
 
 def test_what_only_looks_like_a_part_file_stays(tmp_path: Path) -> None:
-    names = [".out.12345678.part.mkv", ".out.1234567g.part.mp4", ".outer.12345678.part.mp4", "out.12345678.part.mp4"]
-    for name in [*names, ".out.12345678.part.mp4"]:
+    names = [".out.mkv.12345678.part", ".out.mp4.1234567g.part", ".outer.mp4.12345678.part", "out.mp4.12345678.part"]
+    for name in [*names, ".out.mp4.12345678.part"]:
         (tmp_path / name).write_bytes(b"x")
         make_old(tmp_path / name)
-    (tmp_path / ".out.00000000.part.mp4").write_bytes(b"x")  # a minute has not passed
+    (tmp_path / ".out.mp4.00000000.part").write_bytes(b"x")  # a minute has not passed
     write_video(tmp_path / "out.mp4", numbered_frames(1), 24)
-    assert left_in(tmp_path) == sorted([*names, ".out.00000000.part.mp4", "out.mp4"])
+    assert left_in(tmp_path) == sorted([*names, ".out.mp4.00000000.part", "out.mp4"])
 
 
 def test_a_long_name(tmp_path: Path) -> None:
