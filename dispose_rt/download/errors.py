@@ -23,7 +23,8 @@ _OFFLINE: Mapping[str, str] = {
     "ConnectError": "{endpoint} cannot be reached: {reason}",
     "ProxyError": "{endpoint} cannot be reached through the proxy that the environment names: {reason}",
 }
-_KINDS: Mapping[str, str] = _OFFLINE | {
+_KINDS: Mapping[str, str] = {
+    **_OFFLINE,
     "GatedRepoError": """\
 {repo} is gated, and {given}. None of it was fetched.
   1. Log in, read its licence and accept it: {page}

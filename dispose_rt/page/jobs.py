@@ -9,7 +9,7 @@ import secrets
 import shutil
 import threading
 import warnings
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -143,7 +143,7 @@ class Jobs:
             job.cancel.set()
             self._remove(job)  # a run at work removes what it still writes
 
-    async def animate(self, visitor: str) -> AsyncIterator[Job]:
+    async def animate(self, visitor: str) -> AsyncGenerator[Job, None]:
         """Run a visitor's job, and yield it whenever it may have changed, the last time when it is over.
 
         A visitor who leaves or cancels ends the iteration; it returns when the run has ended.

@@ -15,6 +15,8 @@ from typing import Any
 import pytest
 
 from dispose_rt import cli
+from dispose_rt.cli import page as page_command
+from dispose_rt.cli.parser import CommandParser
 from dispose_rt.errors import InputError, InputWarning, ManifestError
 from dispose_rt.page import build_page, serve_page
 from dispose_rt.page.jobs import Jobs
@@ -100,6 +102,13 @@ def test_ports_have_a_range(engines: Path) -> None:
     for port in (0, 65536):
         with pytest.raises(InputError, match=rf"port is {port}; it must lie in 1\.\.65535"):
             serve(engines, port, lambda url: None)
+
+
+def test_the_command_serves_this_machine_alone_at_its_documented_port() -> None:
+    parser = CommandParser(prog="dispose-rt page")
+    page_command.add_arguments(parser)
+    options = parser.parse_args(["--engines", "engines"])
+    assert (options.host, options.port, options.device) == ("127.0.0.1", 7860, "auto")
 
 
 def test_no_engines_no_page(tmp_path: Path) -> None:
