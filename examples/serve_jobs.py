@@ -77,7 +77,7 @@ class Worker:
         """Progress ticks of one job, not more often than somebody reads them."""
         last_s = 0.0
 
-        def tell(stage: str, done: int, total: int) -> None:
+        def tell(stage: str, done: int, total: int | None) -> None:
             nonlocal last_s
             if time.monotonic() - last_s >= TELL_EVERY_S or done == total:
                 last_s = time.monotonic()

@@ -24,7 +24,7 @@ if str(ROOT) not in sys.path:
 
 import dispose_rt  # noqa: E402
 from dispose_rt import debug, errors, media, noise, pictures  # noqa: E402
-from dispose_rt.hooks import observer, progress  # noqa: E402
+from dispose_rt.hooks import progress  # noqa: E402
 
 LINE_LENGTH = 110
 PAGE = ROOT / "docs" / "API.md"
@@ -53,7 +53,7 @@ PARTS: Sequence[Part] = (
             ("Animator", dispose_rt.Animator),
             ("Animation", dispose_rt.Animation),
             ("Settings", dispose_rt.Settings),
-            ("Observer", Alias(observer)),
+            ("Observer", dispose_rt.Observer),
             ("ProgressCallback", Alias(progress)),
         ],
     ),

@@ -17,7 +17,7 @@ class StageProgress:
     Attributes:
         name: one of `timing.STAGES`.
         done: finished units.
-        total: all units; None where nobody knows.
+        total: all units; None while unknown.
         elapsed_s: since it began; None before that.
         left_s: what it will still take at the pace so far; None where that cannot be told.
         is_over: whether a later stage has begun, or the run has ended.
@@ -52,8 +52,8 @@ class StageClock:
         with self._lock:
             self._mark_s = self._now_s()
 
-    def tick(self, stage: str, done: int, total: int) -> None:
-        """Take a tick of `Animator.run`. A total one ahead of `done`, tick after tick, means that nobody knows it."""
+    def tick(self, stage: str, done: int, total: int | None) -> None:
+        """Take a tick of `Animator.run`."""
         with self._lock:
             now_s = self._now_s()
             if stage != self._current:
@@ -61,9 +61,7 @@ class StageClock:
                     self._ended_s[self._current] = self._mark_s
                 self._begun_s.setdefault(stage, self._mark_s)
                 self._current = stage
-            before = self._units.get(stage)
-            guessed = before is not None and done < total == done + 1 and (before[1] is None or total > before[1])
-            self._units[stage] = (done, None if guessed else total)
+            self._units[stage] = (done, total)
             self._mark_s = now_s
 
     def stop(self) -> None:

@@ -49,11 +49,12 @@ def test_time_left_follows_the_pace() -> None:
     assert all(stage.left_s is None for stage in clock.stages())
 
 
-def test_a_total_that_runs_ahead_is_unknown() -> None:
+def test_an_unknown_total_stays_unknown_until_the_end() -> None:
     clock = StageClock()
     clock.start()
     for done in (1, 2, 3):
-        clock.tick("pose", done, done + 1)
+        clock.tick("pose", done, None)
+    assert clock.stages()[0].left_s is None
     assert clock.stages()[0].total is None
     clock.tick("pose", 4, 4)
     assert clock.stages()[0].total == 4
