@@ -21,7 +21,7 @@ from .engines.directory import EngineDirectories
 from .engines.manifest import Manifest
 from .engines.open import Engines
 from .errors import EngineError, InputError
-from .hooks.observer import Observation, Observer, watch
+from .hooks.observer import Observer, ObserverFunction, as_observer
 from .hooks.progress import Progress, ProgressCallback
 from .noise import NoiseSource, seeded_noise
 from .pipeline.queue import CLOSED, RunQueue
@@ -45,7 +45,7 @@ class _Request:
     video: media.Video
     manifest: Manifest
     noise: NoiseSource
-    observe: Observation | None
+    observer: Observer
     report: bool | ProgressCallback
     cancel: threading.Event | None
 
@@ -158,7 +158,7 @@ class Animator:
         keep_frames: bool = True,
         progress: bool | ProgressCallback = True,
         cancel: threading.Event | None = None,
-        observer: Observer | None = None,
+        observer: Observer | ObserverFunction | None = None,
         **settings: Unpack[SettingsOptions],
     ) -> Animation:
         """Animate the person of `ref` with the movement of the person of `video`.
@@ -178,7 +178,7 @@ class Animator:
             progress: True for bars in the terminal, False for silence, or a callable (stage, done, total); the stages
                 are those of `timing.STAGES`, in this order. Not called while the run waits for its turn.
             cancel: set it from another thread to end the run, or its waiting, with `Cancelled`.
-            observer: gets intermediate results by name; see `Observer`.
+            observer: gets intermediate results; see `Observer`.
             settings: of the method, as keywords; see `Settings`.
 
         Returns:
@@ -232,7 +232,7 @@ class Animator:
         noise: NoiseSource | None = None,
         progress: bool | ProgressCallback = True,
         cancel: threading.Event | None = None,
-        observer: Observer | None = None,
+        observer: Observer | ObserverFunction | None = None,
         **settings: Unpack[SettingsOptions],
     ) -> Generator[U8]:
         """Animate like `run`, and hand out the frames as they are decoded, a few at a time in memory.
@@ -268,7 +268,7 @@ class Animator:
         output: str | os.PathLike[str] | None,
         report: bool | ProgressCallback,
         cancel: threading.Event | None,
-        observer: Observer | None,
+        observer: Observer | ObserverFunction | None,
     ) -> _Request:
         """Refuse what can be refused before the long work."""
         if self.closed:
@@ -277,14 +277,14 @@ class Animator:
             raise InputError(f"noise is {noise!r}; pass a function (name, shape) -> float32 array, or None")
         if cancel is not None and not callable(getattr(cancel, "is_set", None)):
             raise InputError(f"cancel is {cancel!r}; pass a threading.Event, or None")
-        observe = watch(observer)
+        watching = as_observer(observer)
         image = media.read_image(ref)
         manifest = self._directories.pick(image.shape[1], image.shape[0])
         check_request(settings, manifest, output)
         film = media.open_video(video)
         _LOG.info("engines of %s for a photo of %d x %d pixels", manifest.folder, image.shape[1], image.shape[0])
         _LOG.debug("%s: %d x %d pixels, %g fps; %s", film.name, film.width, film.height, film.fps, settings)
-        return _Request(settings, image, film, manifest, noise or seeded_noise(settings.seed), observe, report, cancel)
+        return _Request(settings, image, film, manifest, noise or seeded_noise(settings.seed), watching, report, cancel)
 
     @contextmanager
     def _start(self, request: _Request) -> Iterator[Run]:
@@ -293,7 +293,7 @@ class Animator:
         progress = Progress(request.report, request.cancel)
         with closing(progress):
             engines = self._open(manifest)
-            yield Run(request.settings, engines, manifest, request.noise, progress, request.observe, self._pose_cache)
+            yield Run(request.settings, engines, manifest, request.noise, progress, request.observer, self._pose_cache)
 
     def _open(self, manifest: Manifest) -> Engines:
         """Engines of a directory; each of them is loaded when it is first needed, and kept."""

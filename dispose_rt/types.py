@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import TypeAlias
 
 import numpy as np
@@ -61,6 +62,18 @@ class Pose:
 
 
 @dataclass(frozen=True)
+class Detected:
+    """The followed person, in the reference and in every driving frame."""
+
+    reference: Pose  # of the fitted photo
+    frames: list[Pose]  # of the driving frames
+    frame_size_px: tuple[int, int]  # height, width of the driving frames
+    missing: tuple[int, ...] = ()  # driving frames without the person; the nearest frame's pose stands in
+    boxes_px: tuple[F64, ...] = ()  # everyone who was found, [persons, 4] xyxy per driving frame
+    time_stamps: tuple[Fraction, ...] | None = None  # seconds from the first frame; None where evenly spaced
+
+
+@dataclass(frozen=True)
 class Track:
     """One person through a clip. Frame 0 is the reference image."""
 
@@ -112,3 +125,13 @@ class Conditions:
     pose_latents: Features  # [frames, c0, height/8, width/8]
     motion_features: Features | None  # [frames, c0, height/8, width/8]; None where motion fields are off
     point_features: tuple[Features, ...] | None  # four levels, [frames, c_i, ...] at 1/16, 1/32, 1/64, 1/64
+
+
+@dataclass(frozen=True)
+class StepTrace:
+    """What one denoising step computed."""
+
+    step: int  # from 0 on
+    sums: F32  # [2, frames, 4, h, w], tile-weighted sums of the unconditional and the conditional predictions
+    weights: F32  # [frames], sums of the tile weights
+    latents: F32  # [frames, 4, h, w], after the step

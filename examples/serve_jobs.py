@@ -77,7 +77,7 @@ class Worker:
         """Return the progress callback of one job, which prints at most one tick per TELL_EVERY_S."""
         last_s = 0.0
 
-        def tell(stage: str, done: int, total: int) -> None:
+        def tell(stage: str, done: int, total: int | None) -> None:
             nonlocal last_s
             if time.monotonic() - last_s >= TELL_EVERY_S or done == total:
                 last_s = time.monotonic()

@@ -20,7 +20,7 @@ from typing import Any
 
 import dispose_rt
 from dispose_rt import debug, errors, media, noise, pictures
-from dispose_rt.hooks import observer, progress
+from dispose_rt.hooks import progress
 
 ROOT = Path(__file__).resolve().parents[1]
 LINE_LENGTH = 110
@@ -50,7 +50,7 @@ PARTS: Sequence[Part] = (
             ("Animator", dispose_rt.Animator),
             ("Animation", dispose_rt.Animation),
             ("Settings", dispose_rt.Settings),
-            ("Observer", Alias(observer)),
+            ("Observer", dispose_rt.Observer),
             ("ProgressCallback", Alias(progress)),
         ],
     ),

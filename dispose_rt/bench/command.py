@@ -293,10 +293,10 @@ class _ProgressLine:
             sys.stderr.write("\r\x1b[K")
             sys.stderr.flush()
 
-    def __call__(self, what: str, done: int, total: int) -> None:
+    def __call__(self, what: str, done: int, total: int | None) -> None:
         """Show what is being done, and how far it is."""
         now_s = time.perf_counter()
         if self._live and now_s >= self._next_s:
             self._next_s = now_s + _REFRESH_S
-            sys.stderr.write(f"\r\x1b[K{what} {done}/{total}")
+            sys.stderr.write(f"\r\x1b[K{what} {done}" + ("" if total is None else f"/{total}"))
             sys.stderr.flush()

@@ -59,7 +59,7 @@ class _Ticks:
         self._label = label
         self._progress = progress
 
-    def __call__(self, stage: str, done: int, total: int) -> None:
+    def __call__(self, stage: str, done: int, total: int | None) -> None:
         if stage == "denoise":
             self.denoised.append(done)
         elif stage == "decode" and done > 0 and self.first_frame_s is None:

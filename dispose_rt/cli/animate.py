@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ from .parser import add_debug, add_engines, add_json
 from .stop_signals import StopSignals
 
 if TYPE_CHECKING:
-    from .. import Animation
+    from .. import Animation, ProgressCallback
     from ..debug import DebugPictures
 
 POSES = "poses"
@@ -188,7 +188,7 @@ def _choose_pose_cache(options: argparse.Namespace, console: Console) -> Path | 
         return None
 
 
-def _choose_progress(options: argparse.Namespace, console: Console) -> bool | Callable[[str, int, int], None]:
+def _choose_progress(options: argparse.Namespace, console: Console) -> bool | ProgressCallback:
     if options.progress == "json":
         return console.report_ticks()
     return options.progress == "auto" and not options.quiet

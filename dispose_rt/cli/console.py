@@ -92,15 +92,12 @@ class Console:
         if not self.is_quiet:
             self._print_error(json.dumps({"note": message}) if self.logs_json else f"dispose-rt: {message}")
 
-    def report_ticks(self) -> Callable[[str, int, int], None]:
+    def report_ticks(self) -> Callable[[str, int, int | None], None]:
         """Make a progress callback that prints one JSON object per tick."""
-        from ..hooks.progress_bar import TotalGuess
+        start_s = time.perf_counter()
 
-        guess, start_s = TotalGuess(), time.perf_counter()
-
-        def report(stage: str, done: int, total: int) -> None:
-            known = guess(stage, done, total)
-            tick = {"stage": stage, "done": done, "total": known, "elapsed_s": round(time.perf_counter() - start_s, 3)}
+        def report(stage: str, done: int, total: int | None) -> None:
+            tick = {"stage": stage, "done": done, "total": total, "elapsed_s": round(time.perf_counter() - start_s, 3)}
             self._print_error(json.dumps(tick))
 
         return report

@@ -15,10 +15,8 @@ from numpy.typing import NDArray
 
 from .. import pictures
 from ..errors import InputError
-from ..stages.denoise.loop import StepTrace
 from ..stages.pose import draw_pose
-from ..stages.pose.track import Detected
-from ..types import JOINTS, U8, Motion, Pose
+from ..types import JOINTS, U8, Detected, Motion, Pose, StepTrace
 from . import drawing
 from .folder import PictureFolder
 from .points import JointCells

@@ -10,8 +10,11 @@ from contextlib import contextmanager
 
 from ..errors import Cancelled
 
-ProgressCallback = Callable[[str, int, int], None]
-"""`callback(stage, done, total)`, called from the thread that runs."""
+ProgressCallback = Callable[[str, int, int | None], None]
+"""`callback(stage, done, total)`, called in the thread that runs: the stage's name, its finished units, and all of its
+units, or None while their number is unknown (the frames of a video that does not state its length, say). The last call
+of a stage has `done == total`.
+"""
 
 STAGES = ("pose", "load", "motion", "appearance", "conditions", "denoise", "decode")
 """In the order in which a run goes through them."""
@@ -34,9 +37,9 @@ class Stopwatch:
 
 
 class Progress:
-    """Tells a callback how far each stage is, and stops the run where the caller asked for it.
+    """Reports to a callback how far each stage is, and ends the run where the caller asked for it.
 
-    Within a stage `done` never falls, and nothing is told twice.
+    Within a stage `done` never falls, and nothing is reported twice.
 
     Args:
         report: True draws bars on a terminal's standard error (and nothing where there is none), False nothing; a
@@ -52,37 +55,38 @@ class Progress:
             self._report = self._open_bar() if report and sys.stderr is not None and sys.stderr.isatty() else None
         self._cancel = cancel
         self._stage = ""
-        self._done = self._total = 0
+        self._done = 0
+        self._total: int | None = None
 
     def _open_bar(self) -> ProgressCallback:
-        from .progress_bar import ProgressBar  # what draws it is not needed otherwise
+        from .progress_bar import ProgressBar  # loads tqdm, which nothing else needs
 
         bar = ProgressBar()
         self._close = bar.close
         return bar
 
-    def begin(self, stage: str, total: int) -> None:
+    def begin(self, stage: str, total: int | None) -> None:
         """Report that a stage begins.
 
         Args:
             stage: one of STAGES.
-            total: its units; at least one is reported, so that a stage without work has an end as well.
+            total: its units, or None while unknown; at least one is reported, so that a stage without work has an end.
 
         Raises:
             Cancelled: the caller asked to stop.
         """
-        self._stage, self._done, self._total = stage, -1, 0
-        self.step(stage, 0, max(total, 1))
+        self._stage, self._done, self._total = stage, -1, None
+        self.step(stage, 0, None if total is None else max(total, 1))
 
-    def step(self, stage: str, done: int, total: int) -> None:
-        """Report that `done` of `total` units of a stage are finished.
+    def step(self, stage: str, done: int, total: int | None) -> None:
+        """Report that `done` of `total` units of a stage are finished; a total of None is unknown.
 
         Raises:
             Cancelled: the caller asked to stop.
         """
         if stage == self._stage:
             done = max(done, self._done)
-        self.check(f"at {stage} {done} of {total}")
+        self.check(f"at {stage} {done}" + ("" if total is None else f" of {total}"))
         if (stage, done, total) == (self._stage, self._done, self._total):
             return
         self._stage, self._done, self._total = stage, done, total
@@ -90,12 +94,17 @@ class Progress:
             self._report(stage, done, total)
 
     def end(self, stage: str, total: int | None = None) -> None:
-        """Report that all units of a stage are finished: so many as are known now, or as were told last.
+        """Report that all units of a stage are finished.
+
+        Args:
+            stage: one of STAGES.
+            total: how many there were; None for the total that was reported last, or as many as were finished.
 
         Raises:
             Cancelled: the caller asked to stop.
         """
-        units = max(self._total if total is None else total, 1)
+        reported = self._done if self._total is None else self._total
+        units = max(reported if total is None else total, 1)
         self.step(stage, units, units)
 
     def check(self, where: str) -> None:

@@ -20,23 +20,6 @@ class _Bar(tqdm):  # type: ignore[misc]  # the package has no types
     monitor_interval = 0  # no thread that watches over bars: every tick is looked at
 
 
-class TotalGuess:
-    """Tells the totals that are known from those that are made up because the end is not known.
-
-    Called with every tick. A total that is ahead of `done` by one from tick to tick means that nobody knows.
-    """
-
-    def __init__(self) -> None:
-        self._stage = ""
-        self._total = 0
-
-    def __call__(self, stage: str, done: int, total: int) -> int | None:
-        """The total, or None where it is not known."""
-        known = done >= total or total > done + 1 or (stage, total) == (self._stage, self._total)
-        self._stage, self._total = stage, total
-        return max(done, total) if known else None
-
-
 class ProgressBar:
     """A progress callback that draws one bar per stage, and nothing where the stream is no terminal.
 
@@ -52,28 +35,27 @@ class ProgressBar:
         self._live = self._stream is not None and self._stream.isatty()
         self._bar: _Bar | None = None
         self._stage = ""
-        self._guess = TotalGuess()
         self._last_tick_s = time.time()
 
-    def __call__(self, stage: str, done: int, total: int) -> None:
+    def __call__(self, stage: str, done: int, total: int | None) -> None:
         """Show that `done` of `total` units of a stage are finished.
 
         Args:
             stage: its name.
             done: finished units, 0 or more; fewer than before begin the stage again.
-            total: all units, see `TotalGuess`.
+            total: all units; None while unknown.
         """
         if not self._live:
             return
         bar = self._bar
         if bar is None or stage != self._stage or done < bar.n:
-            # a first tick that tells of something done tells of the time before it
+            # work that the first tick reports as done was done since the last tick
             bar = self._open(stage, self._last_tick_s if done else time.time())
-        bar.total = self._guess(stage, done, total)
-        bar.bar_format = _UNKNOWN_TOTAL if bar.total is None else None
+        bar.total = None if total is None else max(done, total)
+        bar.bar_format = _UNKNOWN_TOTAL if total is None else None
         self._last_tick_s = time.time()
         bar.update(done - bar.n)
-        if done >= total:
+        if total is not None and done >= total:
             self.close()
 
     def _open(self, stage: str, start_s: float) -> _Bar:

@@ -32,7 +32,7 @@ class ClipConditions:
         sizes: of the engine directory.
         noise: source of all random draws.
         progress: gets ticks: networks for "load", frames for "motion" and "conditions", 1 for "appearance".
-        observe: gets intermediate results by name; what nobody wants is not copied to the host, let alone kept.
+        observer: gets intermediate results; what it does not look at is not copied to the host, let alone kept.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class ClipConditions:
         sizes: Sizes,
         noise: NoiseSource,
         progress: Progress,
-        observe: Observer | None,
+        observer: Observer,
     ) -> None:
         self._settings = settings
         self._engine = engines
@@ -51,7 +51,7 @@ class ClipConditions:
         self._sizes = sizes
         self._noise = noise
         self._progress = progress
-        self._observe = observe
+        self._observer = observer
 
     def open_engines(self) -> denoise.Denoiser:
         """Load what the rest of the run needs, with its tensors: what is free afterwards is free for conditions."""
@@ -98,13 +98,12 @@ class ClipConditions:
             return
         encoder, decoder = self._engine("cmp_image_encoder"), self._engine("cmp_flow_decoder")
         fields = motion.MotionFields(reference, track, encoder, decoder)
-        shown = _ShownFields(fields, self._observe) if self._observe is not None else None
-        source = conditions.MotionFeatures(shown or fields, self._engine("motion_encoder"))
+        shown = _ShownFields(fields, self._observer)
+        source = conditions.MotionFeatures(shown, self._engine("motion_encoder"))
         store.fill("motion_features", source, self._stream, self._tick("motion", store.frames))
-        if shown is not None:
-            if shown.wanted and not store.computes_once:
-                deque(store.parts("motion_features", self._stream), maxlen=0)  # shown as they are computed
-            shown.finish()
+        if shown.wanted and not store.computes_once:
+            deque(store.parts("motion_features", self._stream), maxlen=0)  # shown as they are computed
+        shown.finish()
 
     def _tick(self, stage: str, total: int) -> Callable[[int], None]:
         return lambda done: self._progress.step(stage, done, total)
@@ -149,8 +148,8 @@ class ClipConditions:
             store,
             points,
         )
-        if self._observe is not None and is_wanted(self._observe, "conditions"):
-            self._observe("conditions", self._download(inputs))
+        if is_wanted(self._observer, "conditions"):
+            self._observer.conditions(self._download(inputs))
         return inputs
 
     def _download(self, inputs: ClipInputs) -> Conditions:
@@ -180,13 +179,13 @@ class ClipConditions:
 class _ShownFields:
     """Shows the motion fields that go by for the first time to an observer."""
 
-    def __init__(self, fields: motion.MotionFields, observe: Observer) -> None:
+    def __init__(self, fields: motion.MotionFields, observer: Observer) -> None:
         self._fields = fields
-        self._observe = observe
+        self._observer = observer
         self._next = 0
         self._kept: list[Motion] = []
-        self._keep = is_wanted(observe, "motion")
-        self._show_parts = is_wanted(observe, "motion_part")
+        self._keep = is_wanted(observer, "motion")
+        self._show_parts = is_wanted(observer, "motion_part")
         self.wanted = self._keep or self._show_parts
 
     def fill(self, start: int, stop: int, trajectory: Array, dense: Array, stream: Stream) -> None:
@@ -196,7 +195,7 @@ class _ShownFields:
         if self.wanted and start == self._next and first < stop:
             part = Motion(trajectory.download(stream)[first - start :], dense.download(stream)[first - start :])
             if self._show_parts:
-                self._observe("motion_part", (first, part))
+                self._observer.motion_part(first, part)
             if self._keep:
                 self._kept.append(part)
         self._next = max(self._next, stop)
@@ -205,7 +204,7 @@ class _ShownFields:
         """Show the fields of the whole clip where that is wanted."""
         if self._keep:
             trajectory, dense = zip(*((part.trajectory_flow, part.dense_flow) for part in self._kept), strict=True)
-            self._observe("motion", Motion(np.concatenate(trajectory), np.concatenate(dense)))
+            self._observer.motion(Motion(np.concatenate(trajectory), np.concatenate(dense)))
             self._kept.clear()
 
     def close(self) -> None:

@@ -9,7 +9,6 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -20,7 +19,7 @@ from ..device import Array
 from ..engines.manifest import Manifest
 from ..engines.open import Engines
 from ..errors import InputWarning
-from ..hooks.observer import Observer, is_wanted
+from ..hooks.observer import NO_OBSERVER, Observer, is_wanted
 from ..hooks.progress import Progress, Stopwatch
 from ..media.sound import has_sound
 from ..noise import NoiseSource
@@ -31,9 +30,8 @@ from ..stages.denoise.scheduler import karras_schedule
 from ..stages.denoise.step import ClipInputs
 from ..stages.denoise.tiles import plan_tiles
 from ..stages.pose.cache import PoseCache
-from ..stages.pose.track import Detected as Detected  # noqa: PLC0414 - what observers get
 from ..stages.pose.track import PersonFinder, expected_frames
-from ..types import U8, Pose, Track
+from ..types import U8, Detected, Pose, Track
 from .clip_conditions import ClipConditions
 
 SAME_SPEED = 1e-4
@@ -51,7 +49,7 @@ class Run:
         manifest: of the engine directory.
         noise: source of all random draws.
         progress: gets ticks, and ends the run where the caller asked for it.
-        observe: gets intermediate results by name; None where nobody looks, which spares copying them to the host.
+        observer: gets intermediate results; what it does not look at is not computed.
         pose_cache: remembers the poses of driving videos; None to detect them in every run.
 
     Attributes:
@@ -66,7 +64,7 @@ class Run:
         manifest: Manifest,
         noise: NoiseSource,
         progress: Progress,
-        observe: Observer | None = None,
+        observer: Observer = NO_OBSERVER,
         pose_cache: PoseCache | None = None,
     ) -> None:
         self._settings = settings
@@ -77,7 +75,7 @@ class Run:
         self._sizes = manifest.sizes
         self._noise = noise
         self._progress = progress
-        self._observe = observe
+        self._observer = observer
         self._pose_cache = pose_cache
         self._watch = Stopwatch()
         self._memory = MemoryWatch(self._loader.device, engines.used_before_bytes)
@@ -95,7 +93,7 @@ class Run:
         return self._memory.peak_bytes
 
     @contextmanager
-    def _stage(self, name: str, total: int = 1) -> Iterator[None]:
+    def _stage(self, name: str, total: int | None = 1) -> Iterator[None]:
         """Time a stage, until the device is done with it, and tell of its beginning and end."""
         with self._watch.stage(name):
             self._progress.begin(name, total)
@@ -104,10 +102,6 @@ class Run:
             self._progress.end(name)
         self._memory.look()
         _LOG.info("%s: %.2f s", name, self._watch.seconds[name])
-
-    def _show(self, name: str, value: Any) -> None:
-        if self._observe is not None:
-            self._observe(name, value)
 
     def chunks(
         self,
@@ -132,17 +126,17 @@ class Run:
         settings, sizes = self._settings, self._sizes
         step = media.frame_step(settings.stride, video.fps)
         reference = framing.fit_reference(image, sizes.width, sizes.height)
-        self._show("reference", reference)
+        self._observer.reference(reference)
         frame_bytes = reference.nbytes if kept else 0
-        expected = expected_frames(video, step) or 1
-        check_length(expected + 1, sizes, self._loader.device, frame_bytes)
+        expected = expected_frames(video, step)
+        check_length((expected or 1) + 1, sizes, self._loader.device, frame_bytes)
         with self._stage("pose", expected):
             detected = self._detect(reference, video, step)
-            self._show("detected", detected)
+            self._observer.detected(detected)
             aligned = self._align(detected)
-            self._show("aligned", aligned)
-            if is_wanted(self._observe, "poses"):
-                self._show("poses", np.stack([pose.draw_pose(one, sizes.height, sizes.width) for one in aligned]))
+            self._observer.aligned(aligned)
+            if is_wanted(self._observer, "poses"):
+                self._observer.poses(np.stack([pose.draw_pose(one, sizes.height, sizes.width) for one in aligned]))
             self.frame_count = len(detected.frames)
             self._progress.end("pose", self.frame_count)
         if settings.fps is None:
@@ -175,7 +169,7 @@ class Run:
     ) -> Generator[U8]:
         """Everything after the poses."""
         settings, sizes, stage, frames = self._settings, self._sizes, self._stage, len(aligned)
-        clip = ClipConditions(settings, self._engine, sizes, self._noise, self._progress, self._observe)
+        clip = ClipConditions(settings, self._engine, sizes, self._noise, self._progress, self._observer)
         track = _track(aligned)
         tiles = plan_tiles(frames, sizes.tile, settings.overlap_in(sizes.tile))
         with ExitStack() as held:
@@ -195,7 +189,7 @@ class Run:
 
     def _finder(self) -> PersonFinder:
         return PersonFinder(
-            self._engine("person_detector"), self._engine("pose_estimator"), self._progress, self._observe
+            self._engine("person_detector"), self._engine("pose_estimator"), self._progress, self._observer
         )
 
     def _detect(self, reference: U8, video: media.Video, step: int) -> Detected:
@@ -217,10 +211,10 @@ class Run:
         tiles = plan_tiles(frames, sizes.tile, settings.overlap_in(sizes.tile))
         start = denoise.initial_latents(self._noise, schedule, frames, sizes)
         guidance, progress = settings.guidance_scale, self._progress
-        latents = denoiser.run(start, inputs, schedule, tiles, guidance, progress, self._observe)
+        latents = denoiser.run(start, inputs, schedule, tiles, guidance, progress, self._observer)
         held.callback(latents.free)
-        if is_wanted(self._observe, "latents"):
-            self._show("latents", latents.download(self._stream))
+        if is_wanted(self._observer, "latents"):
+            self._observer.latents(latents.download(self._stream))
         return latents
 
     def _decode(
@@ -239,7 +233,7 @@ class Run:
                 done += len(chunk)
                 self._progress.step("decode", done, total)
                 if len(chunk):  # the first one may hold the dropped reference alone
-                    self._show("frames", chunk)
+                    self._observer.frames(chunk)
                     yield chunk
 
 

@@ -25,9 +25,7 @@ from dispose_rt.hooks.observer import NAMES
 from dispose_rt.pictures import flow_to_color
 from dispose_rt.puppet import Stance, dance, draw_backdrop, draw_puppet
 from dispose_rt.stages.appearance import scatter
-from dispose_rt.stages.denoise.loop import StepTrace
-from dispose_rt.stages.pose.track import Detected
-from dispose_rt.types import Motion, PointTables, Pose
+from dispose_rt.types import Detected, Motion, PointTables, Pose, StepTrace
 
 WIDTH, HEIGHT = 64, 128
 FRAME_WIDTH, FRAME_HEIGHT = 80, 60

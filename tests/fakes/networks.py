@@ -16,7 +16,7 @@ import numpy as np
 from dispose_rt import media
 from dispose_rt.contract import SchedulerConstants
 from dispose_rt.device import Device
-from dispose_rt.hooks.observer import Observer, watch
+from dispose_rt.hooks.observer import Observer, ObserverFunction, as_observer
 from dispose_rt.hooks.progress import Progress
 from dispose_rt.noise import seeded_noise
 from dispose_rt.pipeline.run import Run
@@ -115,7 +115,7 @@ def film(frames: int) -> Iterator[np.ndarray]:
 def run_networks(
     networks: FakeNetworks,
     video: media.Video | Iterable[np.ndarray],
-    observer: Observer | None = None,
+    observer: Observer | ObserverFunction | None = None,
     progress: Progress | None = None,
     **settings: Any,
 ) -> Iterator[np.ndarray]:
@@ -123,7 +123,7 @@ def run_networks(
     chosen = Settings(**{"steps": 2, "stride": 1, "overlap": 2, **settings})
     manifest: Any = SimpleNamespace(sizes=SIZES, scheduler=SchedulerConstants())
     engines: Any = networks
-    run = Run(chosen, engines, manifest, seeded_noise(chosen.seed), progress or Progress(False), watch(observer))
+    run = Run(chosen, engines, manifest, seeded_noise(chosen.seed), progress or Progress(False), as_observer(observer))
     [reference] = film(1)
     opened = video if isinstance(video, media.Video) else media.open_video(video)
     with (

@@ -1,4 +1,4 @@
-"""What progress callbacks and observers are told, and what they may ask for."""
+"""What progress callbacks get."""
 
 from __future__ import annotations
 
@@ -10,14 +10,13 @@ from typing import Any
 
 import pytest
 
-from dispose_rt.errors import Cancelled, InputError
-from dispose_rt.hooks.observer import NAMES, is_wanted, watch
+from dispose_rt.errors import Cancelled
 from dispose_rt.hooks.progress import Progress, Stopwatch
 
 
-def ticks_of(*calls: tuple[Any, ...]) -> list[tuple[str, int, int]]:
+def ticks_of(*calls: tuple[Any, ...]) -> list[tuple[str, int, int | None]]:
     """What is reported of some calls of `begin`, `step` and `end`."""
-    ticks: list[tuple[str, int, int]] = []
+    ticks: list[tuple[str, int, int | None]] = []
     progress = Progress(lambda *tick: ticks.append(tick))
     for name, *arguments in calls:
         getattr(progress, name)(*arguments)
@@ -52,6 +51,13 @@ def test_a_stage_may_begin_again() -> None:
     assert [done for _, done, _ in ticks_of(*twice)] == [0, 1, 0, 1]
 
 
+@pytest.mark.parametrize(("last", "total"), [((), 3), ((7,), 7)])
+def test_an_unknown_total_is_none_until_the_end(last: tuple[int, ...], total: int) -> None:
+    steps = [("step", "pose", done, None) for done in (1, 2, 3)]
+    ticks = ticks_of(("begin", "pose", None), *steps, ("end", "pose", *last))
+    assert ticks == [*[("pose", done, None) for done in range(4)], ("pose", total, total)]
+
+
 def test_cancelling_says_where() -> None:
     cancel = threading.Event()
     progress = Progress(False, cancel)
@@ -61,6 +67,8 @@ def test_cancelling_says_where() -> None:
         progress.step("denoise", 3, 8)
     with pytest.raises(Cancelled, match="cancelled at denoise 8 of 8"):
         progress.end("denoise")
+    with pytest.raises(Cancelled, match="cancelled at pose 3$"):
+        progress.step("pose", 3, None)
 
 
 class Terminal(io.StringIO):
@@ -90,53 +98,11 @@ def test_without_a_standard_error_nothing_is_drawn(monkeypatch: pytest.MonkeyPat
 
 
 def test_the_stopwatch_adds_up_and_counts_what_failed() -> None:
-    watch_of_stages = Stopwatch()
+    stopwatch = Stopwatch()
     for _ in range(2):
-        with pytest.raises(KeyError), watch_of_stages.stage("pose"):
+        with pytest.raises(KeyError), stopwatch.stage("pose"):
             raise KeyError
-    assert list(watch_of_stages.seconds) == ["pose"]
-
-
-class Choosy:
-    """Wants some names."""
-
-    def __init__(self, *wants: str) -> None:
-        self.wants = set(wants)
-        self.seen: list[str] = []
-
-    def __call__(self, name: str, value: Any) -> None:
-        self.seen.append(name)
-
-
-def test_an_observer_gets_what_it_wants() -> None:
-    observer = Choosy("poses", "frames")
-    observe = watch(observer)
-    assert observe is not None
-    for name in NAMES:
-        observe(name, None)
-    assert observer.seen == ["poses", "frames"]
-    assert is_wanted(observe, "poses")
-    assert not is_wanted(observe, "motion")
-
-
-def test_an_observer_without_wishes_gets_all() -> None:
-    seen: list[str] = []
-    observe = watch(lambda name, value: seen.append(name))
-    assert observe is not None
-    for name in NAMES:
-        observe(name, None)
-    assert seen == list(NAMES)
-
-
-def test_nobody_looks() -> None:
-    assert watch(None) is None
-    assert watch(Choosy()) is None
-    assert not is_wanted(None, "poses")
-
-
-def test_a_wish_that_does_not_exist() -> None:
-    with pytest.raises(InputError, match=r"the observer wants \['pose'\]; choose from \['reference'"):
-        watch(Choosy("pose"))
+    assert list(stopwatch.seconds) == ["pose"]
 
 
 def test_the_library_logs_and_does_not_print(capsys: pytest.CaptureFixture[str]) -> None:

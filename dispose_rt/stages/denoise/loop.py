@@ -17,10 +17,10 @@ from ...contract import Sizes
 from ...device import Array, Graph, Stream
 from ...engines.backends import Engine, EngineLoader
 from ...errors import DeviceError, EngineError, PerformanceWarning
-from ...hooks.observer import Observer, is_wanted
+from ...hooks.observer import NO_OBSERVER, Observer, is_wanted
 from ...hooks.progress import Progress
 from ...noise import NoiseSource, draw_checked
-from ...types import F32
+from ...types import F32, StepTrace
 from .scheduler import Schedule
 from .step import ClipInputs, DenoisingStep, share_tensors, sum_weights
 from .tiles import Tile
@@ -42,23 +42,6 @@ def initial_latents(noise: NoiseSource, schedule: Schedule, frames: int, sizes: 
     tile_noise = draw_checked(noise, "latents", (1, sizes.tile, 4, sizes.height // 8, sizes.width // 8))[0]
     start: F32 = tile_noise[:frames] * schedule.init_noise_sigma
     return start
-
-
-@dataclass(frozen=True)
-class StepTrace:
-    """What one step computed, for observers.
-
-    Attributes:
-        step: from 0 on.
-        sums: float32 [2, frames, 4, h, w], tile-weighted sums of the unconditional and conditional predictions.
-        weights: float32 [frames], sums of the tile weights.
-        latents: float32 [frames, 4, h, w], after the step.
-    """
-
-    step: int
-    sums: F32
-    weights: F32
-    latents: F32
 
 
 @dataclass(frozen=True)
@@ -104,7 +87,7 @@ class Denoiser:
         tiles: Sequence[Tile],
         guidance_scale: float,
         progress: Progress,
-        observe: Observer | None = None,
+        observer: Observer = NO_OBSERVER,
     ) -> Array:
         """Denoise a clip.
 
@@ -116,8 +99,7 @@ class Denoiser:
             tiles: cover every frame.
             guidance_scale: g of u + g (c - u).
             progress: gets a tick per tile, or per step where a step is one graph.
-            observe: gets ("denoise_step", StepTrace) after every step, if it wants it, which makes the device wait for
-                the host.
+            observer: gets every step, if it looks at them, which makes the device wait for the host.
 
         Returns:
             float32 [frames, 4, height/8, width/8] on the device; the caller frees it.
@@ -128,7 +110,7 @@ class Denoiser:
             Cancelled: the caller asked to stop.
         """
         self.allocate()
-        observe = observe if is_wanted(observe, "denoise_step") else None
+        is_observed = is_wanted(observer, "denoise_step")
         total = schedule.steps * len(tiles)
         with (
             closing(
@@ -147,9 +129,9 @@ class Denoiser:
                         queue.drain()
                         graph = self._capture(step)
                         units = self._graph_units(step, graph) if graph is not None else units
-                    if observe is not None:
+                    if is_observed:
                         queue.drain()
-                        observe("denoise_step", _trace(number, step, tiles))
+                        observer.denoise_step(_trace(number, step, tiles))
                 queue.drain()
                 return step.take_latents()
             finally:

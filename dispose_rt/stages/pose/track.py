@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from fractions import Fraction
 
 from ...engines.backends import Engine
@@ -13,32 +12,11 @@ from ...errors import InputError, InputWarning, NoPersonError
 from ...hooks.observer import Observer, is_wanted
 from ...hooks.progress import Progress
 from ...media import Video
-from ...types import F64, U8, Pose
+from ...types import U8, Detected, Pose
 from .. import pose
 from .cache import CachedVideo, FilmedPoses
 
 _LOG = logging.getLogger("dispose_rt")
-
-
-@dataclass(frozen=True)
-class Detected:
-    """The followed person, in the reference and in every driving frame.
-
-    Attributes:
-        reference: of the fitted photo.
-        frames: of the driving frames.
-        frame_size_px: height, width of the driving frames.
-        missing: driving frames in which nobody could be followed; the nearest frame's pose stands in.
-        boxes_px: of everybody who was found, float64 [persons, 4] xyxy per driving frame.
-        time_stamps: when each driving frame is shown, in seconds from the first; None where they are evenly spaced.
-    """
-
-    reference: Pose
-    frames: list[Pose]
-    frame_size_px: tuple[int, int]
-    missing: tuple[int, ...] = ()
-    boxes_px: tuple[F64, ...] = ()
-    time_stamps: tuple[Fraction, ...] | None = None
 
 
 class PersonFinder:
@@ -48,16 +26,14 @@ class PersonFinder:
         person_detector: the engine.
         pose_estimator: the engine.
         progress: gets a tick per driving frame.
-        observe: gets "driving" frames.
+        observer: gets the driving frames.
     """
 
-    def __init__(
-        self, person_detector: Engine, pose_estimator: Engine, progress: Progress, observe: Observer | None
-    ) -> None:
+    def __init__(self, person_detector: Engine, pose_estimator: Engine, progress: Progress, observer: Observer) -> None:
         self._detector = pose.PersonDetector(person_detector)
         self._estimator = pose.PoseEstimator(pose_estimator)
         self._progress = progress
-        self._observe = observe
+        self._observer = observer
 
     def estimate(self, image: U8) -> Pose:
         """Find everybody in a picture."""
@@ -96,7 +72,7 @@ class PersonFinder:
         known = None if cached is None else cached.load()
         if known is not None and (known.time_stamps is not None) == video.is_variable:
             _LOG.info("poses of %d frames of %s are remembered", len(known.poses), video.name)
-            if not is_wanted(self._observe, "driving"):
+            if not is_wanted(self._observer, "driving"):
                 return known
         filmed = self._read(video, step, known)
         if cached is not None and known is None and _is_whole(video, step, len(filmed.poses)):
@@ -113,10 +89,9 @@ class PersonFinder:
             poses.append(remembered[len(poses)] if len(poses) < len(remembered) else self.estimate(frame))
             if time_s is not None:
                 times.append(time_s)
-            if self._observe is not None:
-                self._observe("driving", frame)
-            # where the number of frames is not known, one more is always to come
-            self._progress.step("pose", len(poses), max(expected or len(poses) + 1, len(poses)))
+            self._observer.driving(frame)
+            total = None if expected is None or len(poses) > expected else expected
+            self._progress.step("pose", len(poses), total)
         if not poses:
             raise InputError("the video has no frames; pass one that plays")
         return FilmedPoses(poses, tuple(times) or None)

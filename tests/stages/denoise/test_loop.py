@@ -15,14 +15,15 @@ from dispose_rt.clip.store import ResidentClip, StoredClip, StreamedClip
 from dispose_rt.contract import NETWORKS, SchedulerConstants, Sizes
 from dispose_rt.device import Array, Graph, Stream
 from dispose_rt.errors import Cancelled, DeviceError, EngineError, InputError, PerformanceWarning
+from dispose_rt.hooks.observer import Observer, as_observer
 from dispose_rt.hooks.progress import Progress
 from dispose_rt.settings import CONTROLS
 from dispose_rt.stages.denoise import loop as denoise
-from dispose_rt.stages.denoise.loop import Denoiser, StepTrace, initial_latents
+from dispose_rt.stages.denoise.loop import Denoiser, initial_latents
 from dispose_rt.stages.denoise.scheduler import karras_schedule
-from dispose_rt.stages.denoise.step import ClipInputs, sum_weights
+from dispose_rt.stages.denoise.step import ClipInputs, DenoisingStep, sum_weights
 from dispose_rt.stages.denoise.tiles import Tile, plan_tiles
-from dispose_rt.types import PointTables
+from dispose_rt.types import F32, PointTables, StepTrace
 from tests.fakes.engine import FakeEngine, FakeLoader
 from tests.kernels.references import guided_euler_step, scatter_point_features
 
@@ -171,7 +172,7 @@ class Setup:
                 plan_tiles(clip.frames, SIZES.tile, overlap),
                 changes.pop("guidance", GUIDANCE),
                 progress,
-                (lambda name, trace: self.seen.append(trace)) if observe else None,
+                as_observer((lambda name, trace: self.seen.append(trace)) if observe else None),
             )
         finally:
             inputs.store.close()
@@ -407,13 +408,15 @@ def test_every_tile_of_frames_starts_with_the_same_noise() -> None:
     np.testing.assert_array_equal(Setup().run(clip), Setup().run(repeated))
 
 
-def test_an_observer_that_wants_other_things_makes_nobody_wait() -> None:
-    class Picky:
-        wants = frozenset({"latents"})
+def test_an_observer_that_wants_other_things_makes_nobody_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Picky(Observer):
+        def latents(self, latents: F32) -> None:
+            raise AssertionError("they are the caller's to show")
 
-        def __call__(self, name: str, value: object) -> None:
-            raise AssertionError(name)
+    def download(step: DenoisingStep) -> None:
+        raise AssertionError("a step was copied to the host")
 
+    monkeypatch.setattr(DenoisingStep, "download", download)
     setup, clip = Setup(), Clip(5)
     inputs = clip.inputs(setup.loader.stream)
     tiles = plan_tiles(5, SIZES.tile, 2)
