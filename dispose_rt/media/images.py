@@ -314,7 +314,7 @@ def _to_srgb(image: PilImage, shown: PilImage, profile: bytes, name: str) -> Pil
 
 @lru_cache(8)  # frames of a folder share their profile
 def _find_transform(profile: bytes) -> tuple[str, ImageCms.ImageCmsTransform | None]:
-    """Mode of the pictures that a profile is for, and their conversion to sRGB; None where it is unknown or needless."""
+    """Mode of the pictures that a profile is for, and their conversion to sRGB; None where unknown or needless."""
     source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
     mode = _PROFILE_MODES.get(source.profile.xcolor_space.strip(), "")
     if not mode:

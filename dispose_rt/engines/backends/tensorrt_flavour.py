@@ -1,7 +1,7 @@
 """The two flavours of TensorRT: packages with one API, whose differences are all here.
 
 `tensorrt_rtx` (TensorRT for RTX) compiles in two steps: the build needs no GPU and its plan runs on every GPU that it
-targets; kernels are compiled for the GPU when an engine is loaded, and kept in a runtime cache. `tensorrt` (10.x and 11.x)
+targets; kernels are compiled for the GPU when an engine is loaded, and kept in a runtime cache. `tensorrt` (10, 11)
 times kernels on the GPU at hand while it builds, keeps the timings in a cache, and its plan runs on that kind of GPU.
 
 Neither is imported before it is needed.
@@ -208,7 +208,7 @@ class Flavour:
         return names.get(name, name.lower())
 
     def create_log(self) -> Any:
-        """Return a logger that keeps the latest warnings and errors. It must outlive everything that was made with it."""
+        """Return a logger that keeps the latest warnings and errors. It must outlive all that was made with it."""
         trt = self.trt
 
         class Log(trt.ILogger):  # type: ignore[misc, name-defined]
