@@ -191,6 +191,7 @@ def write_manifest(manifest: Manifest) -> Path:
     except OSError as error:
         remedy = "Free space, or check the folder's permissions, and run the same command again."
         raise ManifestError(f"{path} cannot be written: {error}", remedy=remedy) from error
+    return path
 
 
 def read_manifest(folder: str | os.PathLike[str]) -> Manifest:
