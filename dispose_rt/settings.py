@@ -113,8 +113,9 @@ class Setting:
         is_integer = self.kind == "integer"
         number: int | float | None = None
         if isinstance(value, Integral if is_integer else Real) and not isinstance(value, bool):
+            plain: Any = value  # the abstract number types do not promise what int and float take
             try:
-                number = int(value) if is_integer else float(value)
+                number = int(plain) if is_integer else float(plain)
             except OverflowError:
                 number = math.inf
         if number is None or not (is_integer or math.isfinite(number)):

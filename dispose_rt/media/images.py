@@ -325,7 +325,8 @@ def _find_transform(profile: bytes) -> tuple[str, ImageCms.ImageCmsTransform | N
     levels = np.arange(0, 256, 15, dtype=np.uint8)
     colours = levels[None] if mode == "L" else np.stack(np.meshgrid(levels, levels, levels), -1).reshape(1, -1, 3)
     probe = Image.fromarray(colours)
-    moved = np.abs(np.subtract(transform.apply(probe), probe.convert("RGB"), dtype=np.int16)).max()
+    before, after = (np.asarray(one, np.int16) for one in (probe.convert("RGB"), transform.apply(probe)))
+    moved = np.abs(after - before).max()
     return mode, transform if moved > SRGB_TOLERANCE else None
 
 
