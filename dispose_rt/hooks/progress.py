@@ -20,7 +20,7 @@ STAGES = ("pose", "load", "motion", "appearance", "conditions", "denoise", "deco
 """In the order in which a run goes through them."""
 
 
-class Stopwatch:
+class StageTimer:
     """Seconds per stage, in the order in which stages first ran."""
 
     def __init__(self) -> None:

@@ -89,12 +89,12 @@ class RunQueue:
             while self._holder is not None or self._waiting[0] is not turn:
                 self._changed.wait(POLL_S)
                 check("while waiting for another run to end")
-                self._check_open()
+                self.check_open()
             self._holder = turn
             self._waiting.popleft()
 
     def _refuse(self, turn: Turn) -> None:
-        self._check_open()
+        self.check_open()
         if self._holder is None:
             return
         if self._holder.thread is turn.thread:
@@ -105,7 +105,8 @@ class RunQueue:
                 "when_busy='wait', or use a second one"
             )
 
-    def _check_open(self) -> None:
+    def check_open(self) -> None:
+        """Raise an EngineError if it was closed."""
         if self.closed:
             raise EngineError(CLOSED)
 
@@ -126,7 +127,7 @@ class RunQueue:
             EngineError: it was closed meanwhile.
         """
         with self._changed:
-            self._check_open()
+            self.check_open()
             turn.paused = False
             turn.thread = threading.current_thread()
 
