@@ -156,7 +156,7 @@ class Animator:
         Args:
             ref: path, uint8 [height, width, 3] RGB array, or PIL image.
             video: path of a video or of a folder of pictures, or any iterable of uint8 [height, width, 3] RGB frames.
-            settings: of the method, as keywords (steps, guidance_scale, ...); see `Settings`.
+            settings: settings of the method, as keywords (steps, guidance_scale, ...); see `Settings`.
             noise: `(name, shape) -> float32 array` instead of the draws from `seed`; see `noise.NoiseSource`.
             output: mp4, m4v, mov, mkv, webm or gif file to write as well, while decoding goes on. It appears under its
                 name when it is complete.

@@ -16,9 +16,9 @@ def load_engines(engines: Engines, settings: Settings, sizes: Sizes, progress: P
     The largest come first. What is free afterwards is free for the conditions of the clip.
 
     Args:
-        engines: of the directory; networks that are loaded already stay as they are.
-        settings: of the run: signals that are off need no networks.
-        sizes: of the engine directory.
+        engines: engines of the directory; networks that are loaded already stay as they are.
+        settings: settings of the run; signals that are off need no networks.
+        sizes: sizes of the engine directory.
         progress: gets a tick of "load" per network.
 
     Returns:

@@ -44,8 +44,8 @@ def find_audio(video: media.Video, pace: Pace, warn: bool) -> Path | None:
 
     Args:
         video: the driving video.
-        pace: of the run.
-        warn: raise an InputWarning if there is sound that is left out.
+        pace: pace of the run.
+        warn: whether an InputWarning is issued for sound that is left out.
     """
     if video.path is None or not pace.is_chosen:
         return video.path

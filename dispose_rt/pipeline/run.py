@@ -39,8 +39,8 @@ class Run:
 
     Args:
         settings: validated settings.
-        engines: of one directory; each network is loaded when it is first asked for.
-        manifest: of the engine directory.
+        engines: engines of one directory; each network is loaded when it is first asked for.
+        manifest: manifest of the engine directory.
         noise: source of all random draws.
         progress: gets ticks, and ends the run where the caller asked for it.
         observer: gets intermediate results; what it does not look at is neither computed nor copied to the host.
@@ -49,8 +49,8 @@ class Run:
     Attributes:
         timer: seconds per stage so far.
         frame_count: length of the result; 0 until the poses are known.
-        time_stamps: of the result, in seconds from the first frame, once the poses are known; None where they are
-            evenly spaced.
+        time_stamps: times of the result's frames, in seconds from the first one, once the poses are known; None where
+            they are evenly spaced.
     """
 
     def __init__(
@@ -247,7 +247,7 @@ class Run:
         return inputs
 
     def _add_noise(self, image: F32) -> F32:
-        """Noise augmentation, where it is asked for."""
+        """Add the noise of the setting `noise_aug_strength` to the photo."""
         strength = self._settings.noise_aug_strength
         return image + np.float32(strength) * draw_checked(self._noise, "image", image.shape) if strength else image
 

@@ -28,11 +28,11 @@ class Task:
     """A checked call.
 
     Attributes:
-        settings: of the run.
+        settings: settings of the run.
         image: uint8 [height, width, 3], RGB, the photo.
         video: the driving video, not yet decoded.
         pace: which of its frames are used, and how fast they are shown.
-        manifest: of the engine directory that suits the photo.
+        manifest: manifest of the engine directory that suits the photo.
         noise: source of all random draws.
         observer: gets intermediate results.
         report: where progress goes, see `Progress`.

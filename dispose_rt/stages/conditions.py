@@ -1,4 +1,4 @@
-"""Everything that the denoising loop reads and no timestep changes: computed once per clip."""
+"""The conditions of a clip that do not depend on the timestep, computed once per clip."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ..types import F32, F64, U8
 CLIP_MEAN = np.array([0.48145466, 0.4578275, 0.40821073])
 CLIP_STD = np.array([0.26862954, 0.26130258, 0.27577711])
 FPS_ID = 6.0
-"""The reference tells the networks 7 frames per second, minus 1, whatever the clip's rate."""
+"""The reference conditions the networks on 7 frames per second, minus 1, whatever the clip's rate."""
 _BICUBIC_A = -0.75
 
 
@@ -91,12 +91,12 @@ def added_time_ids(motion_bucket_id: int, noise_aug_strength: float) -> F32:
 
 
 class PoseLatents:
-    """What PoseNet makes of the poses, which are drawn when they are asked for.
+    """PoseNet's latents of the poses, which are drawn when they are needed.
 
     The host draws a batch while the device works on the one before.
 
     Args:
-        draw: answers the pose of a frame as uint8 [3, height, width].
+        draw: returns the picture of a frame's pose, uint8 [3, height, width].
         frames: length of the clip.
         pose_net: the "pose_net" engine.
 
@@ -164,7 +164,7 @@ class _Staging:
 
     Args:
         device: to which they are copied.
-        shape: of the largest batch of pictures.
+        shape: shape of the largest batch of pictures.
     """
 
     def __init__(self, device: Device, shape: tuple[int, ...]) -> None:

@@ -31,7 +31,7 @@ def decode_frames(latents: Array, vae_decoder: Engine, chunk: int | None = None)
         latents: float32 [frames, 4, height/8, width/8], straight from the sampler, on the decoder's device.
         vae_decoder: the "vae_decoder" engine.
         chunk: frames to decode at once, 1 to the decoder's largest chunk. None takes the largest, or, where the device
-            lacks the memory for it, the half, or the half of that: a PerformanceWarning says so, since pixels depend
+            lacks the memory for it, a half, a quarter and so on of it, with a PerformanceWarning, since pixels depend
             a little on the length.
 
     Yields:
@@ -67,7 +67,7 @@ def decode_frames(latents: Array, vae_decoder: Engine, chunk: int | None = None)
 
 
 def check_chunk(chunk: int | None, largest: int) -> int:
-    """Return the chunk to start with: the one that was asked for, or the largest.
+    """Return the chunk to start with: the one that the caller chose, or the largest.
 
     Raises:
         InputError: the engines do not take such chunks.
@@ -90,7 +90,7 @@ def fit_decoder(vae_decoder: Engine, chunk: int | None, largest: int) -> None:
 
     Raises:
         InputError: the engines do not take such chunks.
-        OutOfMemoryError: there is no room for the chunk that was asked for, or for one frame.
+        OutOfMemoryError: there is no room for the chosen chunk, or for one frame.
     """
     length = check_chunk(chunk, largest)
     if vae_decoder.max_batch("chunk") != length:

@@ -111,7 +111,7 @@ class MotionFields:
     """Both motion fields of a clip, computed range by range where they are read.
 
     The CMP image encoder runs once, here. Its outputs become the decoder's inputs where they lie, so that it must stay
-    open as long as the fields are asked for.
+    open as long as the fields are used.
 
     Args:
         image: uint8 [height, width, 3], RGB, the fitted reference.
@@ -153,11 +153,11 @@ class MotionFields:
         return array
 
     def _encode_image(self, image: U8, encoder: Engine) -> None:
-        """Run the encoder on the reference, resized to CMP's size by the nearest pixel, and lend what it answers."""
+        """Run the encoder on the reference, resized to CMP's size by the nearest pixel, and lend its outputs."""
         rows, columns = (self._upload(nearest_table(length, CMP_SIZE_PX)) for length in image.shape[:2])
         kernels.nearest_image(self._upload(image), rows, columns, encoder.tensor("image"), self._stream)
         encoder.enqueue(self._stream)
-        self.close()  # whoever is lent them next writes behind the work that reads them
+        self.close()  # their next user writes behind the queued work that reads them
         for output in NETWORKS["cmp_image_encoder"].outputs:
             self._decoder.bind(output.name, encoder.tensor(output.name))
 
@@ -204,12 +204,12 @@ class MotionFields:
         for start in range(first, end, limit):
             count = min(limit, end - start)
             decoder.set_batch(frames=count)
-            sparse, mask, answer = (decoder.tensor(name).rows(0, count) for name in ("sparse_flow", "mask", "flow"))
+            sparse, mask, flow_px = (decoder.tensor(name).rows(0, count) for name in ("sparse_flow", "mask", "flow"))
             values_px = self._hint_flow_px.rows(start, start + count)
             kernels.rasterize_sparse_flow(self._hints_px, values_px, sparse, mask, stream)
             decoder.enqueue(stream)
             target = flow.rows(start - first, start - first + count)
-            kernels.resample_flow(answer, self._rows, self._columns, scale_x, scale_y, target, stream)
+            kernels.resample_flow(flow_px, self._rows, self._columns, scale_x, scale_y, target, stream)
 
     def __enter__(self) -> MotionFields:
         """Return itself."""
@@ -240,7 +240,7 @@ class ObservedFields:
     """Motion fields that are shown to an observer when they are computed for the first time.
 
     Args:
-        fields: of the clip.
+        fields: fields of the clip.
         observer: gets "motion_part" and "motion".
 
     Attributes:
@@ -279,10 +279,10 @@ class ObservedFields:
 
 
 class MotionFeatures:
-    """What the motion encoder makes of the motion fields, which are computed when they are asked for.
+    """The motion encoder's features of the motion fields, which are computed when they are needed.
 
     Args:
-        fields: of the clip; frame 0, the reference, has none. They are closed with the features.
+        fields: fields of the clip; frame 0, the reference, has none. They are closed with the features.
         motion_encoder: the "motion_encoder" engine.
 
     Attributes:

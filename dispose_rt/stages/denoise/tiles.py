@@ -1,4 +1,4 @@
-"""How a clip is cut into tiles of the engine's fixed length, and how their predictions are blended.
+"""Cuts a clip into tiles of the engine's fixed length, and weighs their predictions for blending.
 
 Every tile shows the reference (frame 0) in its first slot and consecutive frames in the others. This is the layout of
 MimicMotion's sampler (arXiv:2406.19680, progressive latent fusion), with two differences where the reference code
