@@ -1,4 +1,4 @@
-"""What a run answers."""
+"""The result of a run."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ class Animation:
         frames: uint8 [frames, height, width, 3], RGB; the reference frame is dropped. [0, height, width, 3] where they
             were not kept (`keep_frames=False`).
         fps: frames per second; the average, where the time stamps are uneven.
-        timings: seconds per stage.
-        peak_bytes: the most device memory that was in use, see `memory.MemoryWatch`.
-        frame_count: how many frames there are, kept or not.
-        time_stamps: when each frame is shown, in seconds from the first; None where they are evenly spaced.
+        timings: seconds per stage, in the order of a run.
+        peak_bytes: the most device memory that was in use, see `clip.plan.MemoryWatch`.
+        frame_count: number of frames, kept or not.
+        time_stamps: times of the frames, in seconds from the first; None where they are evenly spaced.
         audio: the file whose sound belongs to the frames; None where there is none, it was not wanted, or the frames
             are shown at another speed.
     """
@@ -45,7 +45,7 @@ class Animation:
 
     @property
     def times_s(self) -> F64:
-        """float64 [frames], when each frame is shown, in seconds from the first."""
+        """Times of the frames, float64 [frames], in seconds from the first."""
         if self.time_stamps is None:
             return np.arange(self.frame_count) / self.fps
         return np.array([float(time_s) for time_s in self.time_stamps])
@@ -67,8 +67,4 @@ class Animation:
                 f"the {self.frame_count} frames were not kept, they are in the run's output alone; run with "
                 "keep_frames=True to save them"
             )
-        height, width = self.frames.shape[1:3]
-        with media.open_writer(path, self.fps, width, height, audio=self.audio) as write:
-            for number, frame in enumerate(self.frames):
-                write(frame, self.time_stamps[number] if self.time_stamps is not None else None)
-        return Path(path)
+        return media.write_video(path, self.frames, self.fps, self.audio, self.time_stamps)

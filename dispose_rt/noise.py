@@ -11,7 +11,7 @@ from .errors import InputError
 from .types import F32
 
 NoiseSource = Callable[[str, tuple[int, ...]], F32]
-"""`source(name, shape)` answers a float32 array of that shape, drawn from the unit normal distribution.
+"""`source(name, shape)` returns a float32 array of that shape, drawn from the unit normal distribution.
 
 Names: "latents" (1, tile, 4, height/8, width/8), "dift_posterior" and "dift_noise" (8, 4, height/8, width/8), and
 "image" (1, 3, height, width), which is drawn only where the noise augmentation strength is not 0.
@@ -37,7 +37,7 @@ def draw_checked(source: NoiseSource, name: str, shape: Sequence[int]) -> F32:
     array = np.asarray(source(name, tuple(shape)))
     if array.shape != tuple(shape) or array.dtype != np.float32:
         raise InputError(
-            f'the noise source answered {array.dtype} {array.shape} for "{name}"; expected float32 {tuple(shape)}'
+            f'the noise source returned {array.dtype} {array.shape} for "{name}"; expected float32 {tuple(shape)}'
         )
     if not np.isfinite(array).all():
         raise InputError(f'the noise source returned non-finite values for "{name}"')

@@ -38,7 +38,7 @@ class Setting:
         none_means: what None stands for; empty where None is not allowed.
         choices: value and label in the form, for "many" and "one".
         detail: further sentences for the API reference.
-        group: of the command's options: "output", "method" or "run".
+        group: where the command lists the option: "output", "method" or "run".
         is_common: whether the page shows it at once.
     """
 
@@ -83,7 +83,7 @@ class Setting:
         """Check a value and return it as a plain int, float, str or tuple.
 
         Args:
-            name: of the setting, for messages.
+            name: name of the setting, for messages.
             value: any integral or real number where one is expected, numpy's among them.
 
         Raises:

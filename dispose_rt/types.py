@@ -1,4 +1,4 @@
-"""The values that stages hand to each other. Stages never import one another; they exchange these."""
+"""The values that stages exchange, as they never import one another, and that observers get."""
 
 from __future__ import annotations
 

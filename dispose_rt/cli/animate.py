@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ..debug import DebugPictures
 
 POSES = "poses"
-"""Kind of the pose cache's folder, see `cache_folder`."""
+"""Name of the pose cache's folder, see `cache_folder`."""
 
 DESCRIPTION = "Animate the person of a photo with the movement of the person of a video."
 EPILOG = """\
@@ -80,7 +80,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--debug-dir", type=Path, metavar="DIR", help="write pictures of every stage there, and a page of them"
     )
     output = parser.add_argument_group("what to print")
-    output.add_argument("--quiet", action="store_true", help="print warnings and errors alone, and what --json says")
+    output.add_argument(
+        "--quiet", action="store_true", help="print nothing but warnings, errors and the document of --json"
+    )
     output.add_argument(
         "--progress",
         choices=("auto", "json", "none"),
@@ -127,7 +129,7 @@ def _parse_controls(text: str) -> tuple[str, ...]:
 
 
 def run(options: argparse.Namespace, console: Console, stop: StopSignals) -> int:
-    """Check all that can be checked in a moment, then load the engines."""
+    """Check what can be checked in a moment, then load the engines and animate."""
     from .. import Animator
     from ..media import check_output_path, open_video, read_image
 
@@ -159,7 +161,7 @@ def run(options: argparse.Namespace, console: Console, stop: StopSignals) -> int
         failure = error
         raise
     finally:
-        if pictures is not None:  # what was seen is shown after a failure as well
+        if pictures is not None:  # the page is written after a failure as well
             named = {"engines": options.engines, "reference": options.reference, "video": options.video}
             _finish_pictures(pictures, named | settings, timings, failure, console)
     _print_result(output, animation, options, console)
@@ -209,7 +211,7 @@ def _finish_pictures(
     failure: BaseException | None,
     console: Console,
 ) -> None:
-    """Write the page of pictures, also about a run that failed: why it failed is what counts then."""
+    """Write the page of pictures, also of a failed run, whose own error counts more than one of the page."""
     try:
         page = pictures.finish(summary, timings, failure)
     except DisposeError as error:

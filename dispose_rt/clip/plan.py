@@ -1,4 +1,4 @@
-"""What a clip needs of the memory, where its conditions go, and how much a run took."""
+"""The memory that a clip needs, where its conditions are kept, and how much memory a run used."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from .recomputed import RecomputedClip
 from .store import ClipStore, ResidentClip, Rows, StreamedClip
 
 RESIDENT_SHARE = 0.5
-"""Of the free memory, what a clip may take by itself ("auto"): engines of some backends allocate while they run."""
+"""Share of the free memory that a clip may use ("auto"): engines of some backends allocate while they run."""
 
 _POSE_BYTES = 8192
-"""Of one frame's pose on the host, before and after it was aligned, and its share of the joint tracks."""
+"""Bytes of one frame's pose on the host, before and after it was aligned, and its share of the joint tracks."""
 
 _TABLE_BYTES = 1024
-"""Of one frame's joint tracks and its share of the tiles' tables, on the device."""
+"""Bytes of one frame's joint tracks and its share of the tiles' tables, on the device."""
 
 _logger = logging.getLogger("dispose_rt")
 
@@ -33,11 +33,11 @@ def row_bytes(rows: Mapping[str, Rows]) -> int:
 
 @dataclass(frozen=True)
 class FreeMemory:
-    """Memory that is free.
+    """Free memory, in bytes.
 
     Attributes:
         device_bytes: on the device of the engines.
-        host_bytes: on the host; None where nobody knows.
+        host_bytes: on the host; None where it is unknown.
         shared: whether both are the same memory.
     """
 
@@ -47,7 +47,7 @@ class FreeMemory:
 
     @classmethod
     def of(cls, device: Device) -> FreeMemory:
-        """Look at what is free now, after others gave back what they keep of the device's for later."""
+        """Measure what is free now, after caches of device memory were released."""
         if device.pool.reclaim is not None:
             device.pool.reclaim()
         host_bytes, device_bytes = free_host_bytes(), device.memory_bytes()[0]
@@ -60,15 +60,15 @@ class FreeMemory:
 
 @dataclass(frozen=True)
 class ClipPlan:
-    """What a clip takes while it is denoised, beside the engines.
+    """The memory of a clip while it is denoised, beside the engines.
 
     Attributes:
         frames: its length, the reference included.
-        place: where its conditions go: "device", "host" or "recompute".
-        device_frame_bytes: what every frame takes on the device.
-        device_once_bytes: what a clip of any length takes there.
-        host_frame_bytes: what every frame takes on the host.
-        host_once_bytes: what a clip of any length takes there.
+        place: where its conditions are kept: "device", "host" or "recompute".
+        device_frame_bytes: per frame, on the device.
+        device_once_bytes: of a clip of any length, on the device.
+        host_frame_bytes: per frame, on the host.
+        host_once_bytes: of a clip of any length, on the host.
     """
 
     frames: int
@@ -80,16 +80,16 @@ class ClipPlan:
 
     @property
     def device_bytes(self) -> int:
-        """All that it takes on the device."""
+        """Sum on the device."""
         return self.device_once_bytes + self.frames * self.device_frame_bytes
 
     @property
     def host_bytes(self) -> int:
-        """All that it takes on the host."""
+        """Sum on the host."""
         return self.host_once_bytes + self.frames * self.host_frame_bytes
 
     def missing_bytes(self, free: FreeMemory) -> tuple[int, int]:
-        """How much too little is free, on the device and on the host; 0 where it is enough."""
+        """Bytes that are missing, on the device and on the host; 0 where it is enough."""
         if free.shared:
             return max(self.device_bytes + self.host_bytes - free.device_bytes, 0), 0
         missing_host = 0 if free.host_bytes is None else max(self.host_bytes - free.host_bytes, 0)
@@ -113,19 +113,19 @@ class ClipPlan:
 
 
 def estimate_clip(frames: int, sizes: Sizes, rows: Mapping[str, Rows], place: str, kept_bytes: int = 0) -> ClipPlan:
-    """Work out what a clip takes.
+    """Estimate the memory of a clip.
 
-    Of every frame the device holds latents, their scaled copy and two sums (64 bytes per 8 x 8 pixels), the cells of
+    For every frame the device holds latents, their scaled copy and two sums (64 bytes per 8 x 8 pixels), the cells of
     its points (4 bytes per 16 x 16 pixels) and about 1 KiB of tables; the host about 8 KiB of poses, and the cells.
     At 1024 x 576 that is 600 kB and 17 kB. Its conditions come on top of that where they are kept: 11.8 MB there in
     half precision.
 
     Args:
         frames: its length, the reference included.
-        sizes: of the engine directory.
+        sizes: sizes of the engine directory.
         rows: by name, shape and dtype of one frame's conditions.
         place: "device", "host" or "recompute".
-        kept_bytes: what the caller keeps of every frame on the host: the finished picture, say.
+        kept_bytes: per frame, kept by the caller on the host: the finished picture, say.
     """
     area = sizes.width * sizes.height
     cells = 4 * (area // 256)
@@ -145,11 +145,11 @@ def estimate_clip(frames: int, sizes: Sizes, rows: Mapping[str, Rows], place: st
 def plan_run(
     frames: int, sizes: Sizes, rows: Mapping[str, Rows], place: str, free: FreeMemory, kept_bytes: int = 0
 ) -> ClipPlan:
-    """Decide where the conditions of a clip go, before the long work on it.
+    """Decide where the conditions of a clip are kept, before the long work on it.
 
     Args:
         frames: its length, the reference included.
-        sizes: of the engine directory.
+        sizes: sizes of the engine directory.
         rows: by name, shape and dtype of one frame's conditions.
         place: "device"; "host": pinned memory, streamed tile by tile; "recompute": nowhere, they are computed again for
             every tile; "auto": the first of these with which the clip takes no more than half of what is free, or else
@@ -158,7 +158,7 @@ def plan_run(
         kept_bytes: see `estimate_clip`.
 
     Raises:
-        OutOfMemoryError: the clip does not fit. Says what is missing, and what helps.
+        OutOfMemoryError: the clip does not fit. The message says what is missing, and what helps.
     """
     options = {one: estimate_clip(frames, sizes, rows, one, kept_bytes) for one in ("device", "host", "recompute")}
     if place == "auto":
@@ -191,16 +191,16 @@ def plan_run(
 
 
 def check_length(frames: int, sizes: Sizes, device: Device, kept_bytes: int = 0) -> None:
-    """Refuse a clip that does not fit wherever its conditions go, before anything is done for it.
+    """Refuse a clip that does not fit wherever its conditions are kept, before any work on it.
 
     Args:
         frames: its length as far as it is known, the reference included.
-        sizes: of the engine directory.
-        device: of the engines.
+        sizes: sizes of the engine directory.
+        device: device of the engines.
         kept_bytes: see `estimate_clip`.
 
     Raises:
-        OutOfMemoryError: the clip does not fit. Says what is missing, and what helps.
+        OutOfMemoryError: the clip does not fit. The message says what is missing, and what helps.
     """
     plan, free = estimate_clip(frames, sizes, {}, "recompute", kept_bytes), FreeMemory.of(device)
     if any(plan.missing_bytes(free)):
@@ -232,13 +232,13 @@ def place_conditions(plan: ClipPlan, rows: Mapping[str, Rows], device: Device, s
     """Allocate the place of a clip's conditions.
 
     Args:
-        plan: says where.
+        plan: names the place.
         rows: by name, shape and dtype of one frame's row.
         device: where the denoiser runs.
         slots: frames per tile.
 
     Raises:
-        OutOfMemoryError: there is no room where they shall go.
+        OutOfMemoryError: there is no room in that place.
     """
     if plan.place == "device":
         return ResidentClip(plan.frames, rows, device)
@@ -248,14 +248,14 @@ def place_conditions(plan: ClipPlan, rows: Mapping[str, Rows], device: Device, s
 
 
 class MemoryWatch:
-    """The most memory of a device that a run had in use.
+    """The peak of the device memory that a run uses.
 
-    On a GPU, that is what the driver reports at the moments that are looked at, less what was in use before the engines
+    On a GPU, that is what the driver reports at the moments of `look`, less what was in use before the engines
     were loaded: engines, their workspace and all arrays; other programs' changes count, too. On the CPU, it is our
     arrays alone.
 
     Args:
-        device: of the engines.
+        device: device of the engines.
         used_before_bytes: memory in use before they were loaded, see `backends.Engines`.
     """
 
@@ -266,7 +266,7 @@ class MemoryWatch:
         self._peak_bytes = 0
 
     def look(self) -> None:
-        """Take what is in use now into account."""
+        """Take the memory that is in use now into account."""
         if self._device.name != "cpu":
             free, total = self._device.memory_bytes()
             self._peak_bytes = max(self._peak_bytes, total - free - self._before_bytes)

@@ -1,4 +1,4 @@
-"""Conditions of a clip that is too long to keep them: they are computed again whenever a tile is loaded."""
+"""Conditions of a clip that is too long to keep them: they are recomputed whenever a tile is loaded."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Where a clip's per-frame conditions wait for the denoiser: on the device, or in pinned host memory.
+"""Keeps a clip's per-frame conditions for the denoiser: on the device, or in pinned host memory.
 
 Short clips stay on the device, and a tile's rows are gathered there. A long clip does not fit: its rows are copied in
 while the tile before computes, from pinned memory, through two buffers in turn. The longest do not fit into the host's
-memory either: see `recomputed_clip`.
+memory either: see `clip.recomputed`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _AHEAD = 2
 """Batches that may be queued ahead of the host while conditions are computed."""
 
 _PART_FRAMES = 16
-"""Rows that come to the host at a time, for those who look at them."""
+"""Rows that are copied to the host at a time, for observers."""
 
 
 class RowSource(Protocol):
@@ -74,7 +74,7 @@ class ClipStore(ABC):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The conditions that it holds."""
+        """Names of the conditions."""
         return tuple(self._rows)
 
     @abstractmethod
@@ -82,16 +82,16 @@ class ClipStore(ABC):
         """Take a condition of all frames.
 
         Args:
-            name: of the condition.
+            name: name of the condition.
             source: computes it, always range(k * limit, (k + 1) * limit) at a time, so that a row has the same bits
                 wherever it waits. Is closed here, or with the store where it is needed until then.
-            stream: of the source's engine.
-            tick: gets the number of frames that are done.
+            stream: stream of the source's engine.
+            tick: gets the number of finished frames.
         """
 
     @abstractmethod
     def plan(self, tiles: Sequence[NDArray[np.int32]], stream: Stream) -> None:
-        """Say which frames each tile shows, after everything was filled on the stream and before a tile is loaded."""
+        """Set which frames each tile shows, after everything was filled on the stream and before a tile is loaded."""
 
     @abstractmethod
     def load(self, tile: int, slots: Array, targets: Mapping[str, Array], stream: Stream) -> None:
@@ -101,7 +101,7 @@ class ClipStore(ABC):
             tile: its number; tiles are loaded in order, again and again.
             slots: int32 [tile], the frame in each slot, on the device.
             targets: by name, [tile, ...].
-            stream: of the work that reads the targets; that of the sources.
+            stream: stream of the work that reads the targets, and of the sources.
         """
 
     @abstractmethod
@@ -130,7 +130,7 @@ class StoredClip(ClipStore):
     def _write(self, name: str, start: int, rows: Array, stream: Stream) -> None: ...
 
     def fill(self, name: str, source: RowSource, stream: Stream, tick: Callable[[int], None]) -> None:
-        """See `ClipStore.fill`. The device always has a batch to go on with while the host waits for the one before."""
+        """See `ClipStore.fill`. The device always has a batch to work on while the host waits for the one before."""
         queued: deque[tuple[Event, int]] = deque()
 
         def finish_oldest() -> None:
@@ -151,7 +151,7 @@ class StoredClip(ClipStore):
                 while queued:
                     finish_oldest()
         except BaseException:
-            with suppress(DeviceError):  # what is raised says why
+            with suppress(DeviceError):  # the first error explains more
                 stream.synchronize()  # copies to the host may be under way, into memory that is freed next
             raise
         finally:
@@ -275,7 +275,7 @@ class _Buffer:
         """Queue copies of a tile's rows, unless it is here already."""
         if self.tile == tile:
             return
-        copies.wait(self._taken)  # whoever reads what is here now
+        copies.wait(self._taken)  # the copies that read what is here now
         for name, array in self._arrays.items():
             for slot, frame, length in runs(frames):
                 source = host[name].rows(frame, frame + length)

@@ -74,7 +74,7 @@ class _CalledObserver(Observer):
         for name in wants:
             setattr(self, name, partial(function, name))
         if "motion_part" in wants:
-            self.motion_part = lambda first, motion: function("motion_part", (first, motion))  # type: ignore[method-assign, assignment]
+            setattr(self, "motion_part", lambda *part: function("motion_part", part))  # noqa: B010 - not a method
 
 
 def is_wanted(observer: Observer, name: str) -> bool:

@@ -1,4 +1,4 @@
-"""How long each stage took, and how far a run has come."""
+"""Progress and time of a run, stage by stage."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ of a stage has `done == total`.
 """
 
 STAGES = ("pose", "load", "motion", "appearance", "conditions", "denoise", "decode")
-"""In the order in which a run goes through them."""
+"""The stages of a run, in their order."""
 
 
-class Stopwatch:
+class StageTimer:
     """Seconds per stage, in the order in which stages first ran."""
 
     def __init__(self) -> None:
@@ -42,8 +42,8 @@ class Progress:
     Within a stage `done` never falls, and nothing is reported twice.
 
     Args:
-        report: True draws bars on a terminal's standard error (and nothing where there is none), False nothing; a
-            callable gets (stage, done, total).
+        report: True draws bars on standard error if that is a terminal, False draws nothing; a callable gets (stage,
+            done, total).
         cancel: once it is set, the next tick raises Cancelled.
     """
 
@@ -111,12 +111,12 @@ class Progress:
         """End the run if the caller asked for it.
 
         Raises:
-            Cancelled: the caller asked to stop. Says where that was, for example "at pose 3 of 40".
+            Cancelled: the caller asked to stop. The message says where, for example "at pose 3 of 40".
         """
         if self._cancel is not None and self._cancel.is_set():
             raise Cancelled(f"cancelled {where}")
 
     def close(self) -> None:
-        """Leave the terminal in order. Calling it twice is fine."""
+        """Finish the bars on the terminal. Calling it twice is fine."""
         if self._close is not None:
             self._close()

@@ -1,4 +1,4 @@
-"""A bar per stage on the terminal's standard error: what is being done, how fast, and how long it will still take."""
+"""A bar per stage on the terminal's standard error, with its speed and the time left."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from typing import TextIO
 from tqdm import tqdm
 
 _UNITS = {"pose": "frame", "load": "network", "motion": "frame", "denoise": "step", "decode": "frame"}
-"""What a stage counts."""
+"""The unit of a stage."""
 
 _NAME_WIDTH = 10
 _UNKNOWN_TOTAL = "{desc}: {n_fmt} {unit}s [{elapsed}, {rate_fmt}]"
 
 
 class _Bar(tqdm):  # type: ignore[misc]  # the package has no types
-    monitor_interval = 0  # no thread that watches over bars: every tick is looked at
+    monitor_interval = 0  # no thread that watches over bars: every tick is drawn
 
 
 class ProgressBar:
-    """A progress callback that draws one bar per stage, and nothing where the stream is no terminal.
+    """A progress callback that draws one bar per stage, and nothing unless the stream is a terminal.
 
     Stages come one after the other; the bar of a finished one stays, with the time that it took. Use it as a context
     manager, or call `close`.
@@ -74,7 +74,7 @@ class ProgressBar:
         return bar
 
     def close(self) -> None:
-        """Leave the bar at work as it is and go to the next line. Calling it twice is fine."""
+        """Leave the current bar as it is and go to the next line. Calling it twice is fine."""
         if self._bar is not None:
             self._bar.close()
             self._bar = None
@@ -86,5 +86,5 @@ class ProgressBar:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Close the bar at work."""
+        """Close the current bar."""
         self.close()

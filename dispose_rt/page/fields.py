@@ -1,4 +1,4 @@
-"""The settings as a form: what each is called, what it does, and what it may be."""
+"""The settings as a form, made from the table of settings."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Field:
     """One setting in the form.
 
     Attributes:
-        name: of `Settings`, or another argument of `Animator.run`.
+        name: a field of `Settings`, or another argument of `Animator.run`.
         label: for people.
         hint: what it does, and its range.
         kind: "integer", "number", "many", "one" or "switch".
@@ -40,7 +40,7 @@ def list_fields(sizes: Sequence[Sizes]) -> list[Field]:
     """List the form's fields, the common ones first.
 
     Args:
-        sizes: of the engine directories that a run may take, at least one; they narrow some ranges.
+        sizes: sizes of the engine directories that a run may take, at least one; they narrow some ranges.
     """
     limits = {"overlap": min(one.tile for one in sizes) - 2, "decode_chunk": min(one.chunk for one in sizes)}
     rows = sorted(SETTINGS.items(), key=lambda item: not item[1].is_common)
@@ -52,8 +52,8 @@ def _make_field(name: str, row: Setting, high: float | None) -> Field:
     """A row of the table of settings as a field.
 
     Args:
-        name: of the setting.
-        row: of the table.
+        name: name of the setting.
+        row: row of the table.
         high: largest number, where the engines allow less than the table.
     """
     span = row.describe_range(high)
@@ -65,7 +65,7 @@ def _make_field(name: str, row: Setting, high: float | None) -> Field:
 
 
 def read_form(fields: Iterable[Field], values: Iterable[Any]) -> dict[str, Any]:
-    """Turn what a form holds into arguments of `Animator.run`, which checks them.
+    """Turn the values of a form into arguments of `Animator.run`, which checks them.
 
     Args:
         fields: the form's.
@@ -79,7 +79,7 @@ def read_form(fields: Iterable[Field], values: Iterable[Any]) -> dict[str, Any]:
         if field.is_optional:
             arguments[field.name] = _read_optional(field, value)
         elif value is None:
-            arguments[field.name] = field.default  # an emptied box asks for nothing special
+            arguments[field.name] = field.default  # an emptied box means the default
         elif field.kind == "integer" and isinstance(value, float) and value.is_integer():
             arguments[field.name] = int(value)  # JSON knows one kind of number
         elif field.kind == "number":

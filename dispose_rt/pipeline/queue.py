@@ -1,4 +1,4 @@
-"""Whose turn it is: one run of an Animator at a time."""
+"""The queue of an Animator: one run is at work at a time."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from ..errors import BusyError, EngineError, InputError
 
 WHEN_BUSY = ("wait", "raise")
 POLL_S = 0.05
-"""How often somebody who waits looks whether he shall stop waiting."""
+"""Poll interval while queued, in seconds."""
 
 CLOSED = "this Animator was closed; make a new one"
 _OWN_RUN = (
     "this thread is in the middle of another run of the same Animator, and would wait for itself: end the run, close() "
-    "the generator that stream() answered, or use a second Animator"
+    "the generator that stream() returned, or use a second Animator"
 )
 
 
@@ -25,9 +25,9 @@ class Turn:
     """One run's right to use the engines.
 
     Attributes:
-        thread: whoever runs, or went on with a stream last.
-        work: what a stream that waits for its reader may be ended by; None for a run.
-        paused: whether the reader of a stream is at work on what it got.
+        thread: the thread that runs, or that read a stream last.
+        work: the generator to close for ending a paused stream; None for a run.
+        paused: whether a stream waits for its reader to ask for the next frame.
     """
 
     def __init__(self) -> None:
@@ -37,10 +37,10 @@ class Turn:
 
 
 class RunQueue:
-    """Gives turns in the order in which they were asked for.
+    """Gives runs their turns in the order of their arrival.
 
     Args:
-        when_busy: "wait" for whoever has the turn, or "raise" a BusyError.
+        when_busy: "wait" for the run that has the turn, or "raise" a BusyError.
 
     Raises:
         InputError: `when_busy` is neither.
@@ -57,7 +57,7 @@ class RunQueue:
 
     @property
     def busy(self) -> bool:
-        """Whether somebody has the turn."""
+        """Whether a run has the turn."""
         return self._holder is not None
 
     @contextmanager
@@ -65,10 +65,10 @@ class RunQueue:
         """Wait for a turn, and keep it for the block.
 
         Args:
-            check: called now and then while waiting, with what is being waited for; raises to stop that.
+            check: called every `POLL_S` while queued, with a text that says so; raises to leave the queue.
 
         Raises:
-            BusyError: this thread has the turn already, or somebody has it and `when_busy` is "raise".
+            BusyError: this thread has the turn already, or another run has it and `when_busy` is "raise".
             EngineError: it was closed.
         """
         turn = Turn()
@@ -89,12 +89,12 @@ class RunQueue:
             while self._holder is not None or self._waiting[0] is not turn:
                 self._changed.wait(POLL_S)
                 check("while waiting for another run to end")
-                self._check_open()
+                self.check_open()
             self._holder = turn
             self._waiting.popleft()
 
     def _refuse(self, turn: Turn) -> None:
-        self._check_open()
+        self.check_open()
         if self._holder is None:
             return
         if self._holder.thread is turn.thread:
@@ -105,7 +105,8 @@ class RunQueue:
                 "when_busy='wait', or use a second one"
             )
 
-    def _check_open(self) -> None:
+    def check_open(self) -> None:
+        """Raise an EngineError if it was closed."""
         if self.closed:
             raise EngineError(CLOSED)
 
@@ -120,21 +121,21 @@ class RunQueue:
             self._changed.notify_all()
 
     def resume(self, turn: Turn) -> None:
-        """The reader of a stream, who may be another thread than before, wants more.
+        """Continue a paused stream, whose reader may be another thread than before.
 
         Raises:
-            EngineError: it was closed meanwhile.
+            EngineError: the queue was closed meanwhile.
         """
         with self._changed:
-            self._check_open()
+            self.check_open()
             turn.paused = False
             turn.thread = threading.current_thread()
 
     def close(self) -> None:
-        """Give no more turns, and wait for the run that has one. A stream whose reader is busy is ended.
+        """Refuse further runs, and wait for the current one. A paused stream is ended.
 
         Raises:
-            BusyError: it is this thread's own run, which called this.
+            BusyError: the current run is this thread's own, and called this.
         """
         with self._changed:
             mine = threading.current_thread()

@@ -1,4 +1,4 @@
-"""What an Animator runs on before there is anything to animate."""
+"""The settings and the figure of a warm-up run."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from ..types import JOINTS, Pose
 _FACE, _HAND = 68, 21
 
 WARMUP = Settings(steps=2, overlap=None)
-"""Two steps, as the second one of a run is what captures and launches graphs."""
+"""Two steps: graphs are captured and launched in the second one."""
 
 
 def standing_figure(width: int, height: int) -> Pose:
-    """Somebody who stands upright in the middle of the frame, whose face and hands nobody sees."""
+    """A person who stands upright in the middle of the frame, with hidden face and hands."""
     joints = place_joints(Stance(), width / height)
     return Pose(
         joints=joints[None],

@@ -47,15 +47,15 @@ def joint_embeddings(dift: Engine, track: Track, height: int, width: int) -> F32
     Args:
         dift: the "dift" engine, whose run on the reference was queued on its stream.
         track: frame 0 is the reference.
-        height: of the image, in pixels.
-        width: of the image, in pixels.
+        height: image height in pixels.
+        width: image width in pixels.
 
     Returns:
         float32 [18, channels]; zero for a joint that is missing in the reference.
 
     Raises:
         InputError: a visible joint is not finite.
-        EngineError: the engine answered values that are not finite.
+        EngineError: the engine returned values that are not finite.
     """
     track.check_finite()
     visible = track.visible[0]
@@ -85,8 +85,8 @@ def group_points(track: Track, embeddings: F32, height: int, width: int) -> Poin
     Args:
         track: the followed person; frame 0 is the reference.
         embeddings: float32 [18, channels], of `joint_embeddings`.
-        height: of the image, in pixels, a multiple of 16.
-        width: of the image, in pixels, a multiple of 16.
+        height: image height in pixels, a multiple of 16.
+        width: image width in pixels, a multiple of 16.
 
     Raises:
         InputError: a visible joint is not finite.
@@ -122,8 +122,8 @@ def encode_points(track: Track, embeddings: F32, point_encoder: Engine, height: 
         track: the followed person; frame 0 is the reference.
         embeddings: float32 [18, channels], of `joint_embeddings`.
         point_encoder: the "point_encoder" engine; gets as many groups at a time as it takes.
-        height: of the image, in pixels, a multiple of 64.
-        width: of the image, in pixels, a multiple of 64.
+        height: image height in pixels, a multiple of 64.
+        width: image width in pixels, a multiple of 64.
 
     Returns:
         The groups' features on the encoder's device; a table of a clip without visible joints has one row. To be
@@ -131,7 +131,7 @@ def encode_points(track: Track, embeddings: F32, point_encoder: Engine, height: 
 
     Raises:
         InputError: a visible joint is not finite, or the size is no multiple of 64.
-        EngineError: the encoder failed, or answered values that are not finite.
+        EngineError: the encoder failed, or returned values that are not finite.
         OutOfMemoryError: the device has no room.
     """
     if height % _SIZE_STEP_PX or width % _SIZE_STEP_PX:
@@ -162,13 +162,13 @@ def encode_points(track: Track, embeddings: F32, point_encoder: Engine, height: 
 def scatter(
     points: PointTables, start: int, stop: int, stream: Stream
 ) -> tuple[Features, Features, Features, Features]:
-    """Place the groups' features of some frames in the pyramid that the ControlNet reads, for those who look at it.
+    """Place the groups' features of some frames in the pyramid that the ControlNet reads, for observers.
 
     Args:
-        points: of the clip.
+        points: point tables of the clip.
         start: first frame.
         stop: behind the last frame.
-        stream: of the encoder's work; it is waited for.
+        stream: stream of the encoder's work; it is waited for.
 
     Returns:
         Four arrays [stop - start, channels of the level, ...] at 1/16, 1/32, 1/64 and 1/64 of the image, in the

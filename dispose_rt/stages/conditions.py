@@ -1,10 +1,9 @@
-"""Everything that the denoising loop reads and no timestep changes: computed once per clip."""
+"""The conditions of a clip that do not depend on the timestep, computed once per clip."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, closing
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +18,7 @@ from ..types import F32, F64, U8
 CLIP_MEAN = np.array([0.48145466, 0.4578275, 0.40821073])
 CLIP_STD = np.array([0.26862954, 0.26130258, 0.27577711])
 FPS_ID = 6.0
-"""The reference tells the networks 7 frames per second, minus 1, whatever the clip's rate."""
+"""The reference conditions the networks on 7 frames per second, minus 1, whatever the clip's rate."""
 _BICUBIC_A = -0.75
 
 
@@ -91,23 +90,13 @@ def added_time_ids(motion_bucket_id: int, noise_aug_strength: float) -> F32:
     return np.array([[FPS_ID, motion_bucket_id, noise_aug_strength]], np.float32)
 
 
-class FrameFields(Protocol):
-    """Motion fields that are computed where and when they are read."""
-
-    def fill(self, start: int, stop: int, trajectory: Array, dense: Array, stream: Stream) -> None:
-        """Queue the fields of frames start..stop - 1, each into float32 [stop - start, 2, height, width]."""
-
-    def close(self) -> None:
-        """Free what they hold, behind the queued work that reads it. Calling it twice is fine."""
-
-
 class PoseLatents:
-    """What PoseNet makes of the poses, which are drawn when they are asked for.
+    """PoseNet's latents of the poses, which are drawn when they are needed.
 
     The host draws a batch while the device works on the one before.
 
     Args:
-        draw: answers the pose of a frame as uint8 [3, height, width].
+        draw: returns the picture of a frame's pose, uint8 [3, height, width].
         frames: length of the clip.
         pose_net: the "pose_net" engine.
 
@@ -152,7 +141,9 @@ class PoseLatents:
         levels = self._levels.rows(0, count)
         staging.copy_to(levels, engine.stream)
         kernels.normalize_frames(levels, self._inputs.rows(0, count), engine.stream)
-        return _encode(engine, "pose_latents", count)
+        engine.set_batch(frames=count)
+        engine.enqueue(engine.stream)
+        return engine.tensor("pose_latents").rows(0, count)
 
     def _drawn(self, start: int, stop: int) -> Iterator[U8]:
         shape = self._inputs.shape[1:]
@@ -168,58 +159,12 @@ class PoseLatents:
         self._held.close()
 
 
-class MotionFeatures:
-    """What the motion encoder makes of the motion fields, which are computed when they are asked for.
-
-    Args:
-        fields: of the clip; frame 0, the reference, has none. They are closed with the features.
-        motion_encoder: the "motion_encoder" engine.
-
-    Attributes:
-        limit: frames at a time.
-    """
-
-    def __init__(self, fields: FrameFields, motion_encoder: Engine) -> None:
-        self.limit = motion_encoder.max_batch("frames")
-        self._fields = fields
-        self._engine = motion_encoder
-
-    def compute(self, start: int, stop: int) -> Array:
-        """Queue computing the features of some frames, without waiting.
-
-        Args:
-            start: first frame.
-            stop: behind the last frame; at most `limit` frames.
-
-        Returns:
-            [stop - start, c0, height/8, width/8] in the engine's compute dtype, valid until the next call.
-
-        Raises:
-            EngineError: an engine failed.
-        """
-        engine, count = self._engine, stop - start
-        trajectory, dense = (engine.tensor(name).rows(0, count) for name in ("trajectory_flow", "dense_flow"))
-        self._fields.fill(start, stop, trajectory, dense, engine.stream)
-        return _encode(engine, "motion_features", count)
-
-    def close(self) -> None:
-        """Close the fields. Calling it twice is fine."""
-        self._fields.close()
-
-
-def _encode(engine: Engine, output: str, count: int) -> Array:
-    """Queue a run over a batch whose inputs are in place."""
-    engine.set_batch(frames=count)
-    engine.enqueue(engine.stream)
-    return engine.tensor(output).rows(0, count)
-
-
 class _Staging:
     """Host memory from which pictures are copied without making the host wait.
 
     Args:
         device: to which they are copied.
-        shape: of the largest batch of pictures.
+        shape: shape of the largest batch of pictures.
     """
 
     def __init__(self, device: Device, shape: tuple[int, ...]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import deque
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 
 from .. import kernels
@@ -31,7 +31,7 @@ def decode_frames(latents: Array, vae_decoder: Engine, chunk: int | None = None)
         latents: float32 [frames, 4, height/8, width/8], straight from the sampler, on the decoder's device.
         vae_decoder: the "vae_decoder" engine.
         chunk: frames to decode at once, 1 to the decoder's largest chunk. None takes the largest, or, where the device
-            lacks the memory for it, the half, or the half of that: a PerformanceWarning says so, since pixels depend
+            lacks the memory for it, a half, a quarter and so on of it, with a PerformanceWarning, since pixels depend
             a little on the length.
 
     Yields:
@@ -42,7 +42,7 @@ def decode_frames(latents: Array, vae_decoder: Engine, chunk: int | None = None)
         EngineError: the decoder failed, or returned non-finite values.
         OutOfMemoryError: the device has no room for a chunk.
     """
-    stream = vae_decoder.stream
+    stream, frames = vae_decoder.stream, latents.shape[0]
     length = check_chunk(chunk, vae_decoder.max_batch("chunk"))
     _, _, height, width = vae_decoder.tensor("frames").shape
     slots: list[_Slot] = []
@@ -50,21 +50,12 @@ def decode_frames(latents: Array, vae_decoder: Engine, chunk: int | None = None)
     ahead = 0 if stream.device.synchronous else 1
     try:
         slots += [_Slot(vae_decoder, length, height, width) for _ in range(ahead + 1)]
-        start = 0
-        while start < latents.shape[0]:
-            slot = slots[start // length % len(slots)]
-            part = _Chunk(start, min(start + length, latents.shape[0]), slot)
-            try:
-                slot.decode(latents.rows(part.start, part.stop))
-            except OutOfMemoryError:
-                if chunk is not None or start > 0 or length == 1:
-                    raise
-                length //= 2
-                _warn_shorter(length)
-                vae_decoder.limit_batch(chunk=length)
-                continue
+        length = _shorten(vae_decoder, chunk, length, lambda fits: slots[0].decode(latents.rows(0, min(fits, frames))))
+        for number, start in enumerate(range(0, frames, length)):
+            part = _Chunk(start, min(start + length, frames), slots[number % len(slots)])
+            if start > 0:
+                part.slot.decode(latents.rows(part.start, part.stop))
             queued.append(part)
-            start = part.stop
             if len(queued) > ahead:
                 yield _finish(queued.popleft())
         while queued:
@@ -76,7 +67,7 @@ def decode_frames(latents: Array, vae_decoder: Engine, chunk: int | None = None)
 
 
 def check_chunk(chunk: int | None, largest: int) -> int:
-    """Return the chunk to start with: the one that was asked for, or the largest.
+    """Return the chunk to start with: the one that the caller chose, or the largest.
 
     Raises:
         InputError: the engines do not take such chunks.
@@ -99,30 +90,46 @@ def fit_decoder(vae_decoder: Engine, chunk: int | None, largest: int) -> None:
 
     Raises:
         InputError: the engines do not take such chunks.
-        OutOfMemoryError: there is no room for the chunk that was asked for, or for one frame.
+        OutOfMemoryError: there is no room for the chosen chunk, or for one frame.
     """
     length = check_chunk(chunk, largest)
+    if vae_decoder.max_batch("chunk") != length:
+        vae_decoder.limit_batch(chunk=length)
+    _shorten(vae_decoder, chunk, length, lambda _: vae_decoder.allocate())
+
+
+def _shorten(vae_decoder: Engine, chunk: int | None, length: int, attempt: Callable[[int], None]) -> int:
+    """Attempt something for chunks of a length, or, where memory is short and the caller chose no length, for halves.
+
+    Args:
+        vae_decoder: its largest chunk is lowered to what fits.
+        chunk: that the caller chose, which is not shortened; None for none.
+        length: to begin with.
+        attempt: gets a length.
+
+    Returns:
+        The length that fits.
+
+    Raises:
+        OutOfMemoryError: the chosen chunk, or a single frame, does not fit.
+    """
     while True:
-        if vae_decoder.max_batch("chunk") != length:
-            vae_decoder.limit_batch(chunk=length)
         try:
-            vae_decoder.allocate()
+            attempt(length)
         except OutOfMemoryError:
             if chunk is not None or length == 1:
                 raise
             length //= 2
-            _warn_shorter(length)
+            warnings.warn(
+                f"the device lacks the memory to decode a whole chunk, so {length} frames are decoded at once. The "
+                "pixels differ a little from those of longer chunks. Close other programs on the GPU, or pass "
+                "decode_chunk to choose.",
+                PerformanceWarning,
+                stacklevel=3,
+            )
+            vae_decoder.limit_batch(chunk=length)
         else:
-            return
-
-
-def _warn_shorter(length: int) -> None:
-    warnings.warn(
-        f"the device lacks the memory to decode a whole chunk, so {length} frames are decoded at once. The pixels "
-        "differ a little from those of longer chunks. Close other programs on the GPU, or pass decode_chunk to choose.",
-        PerformanceWarning,
-        stacklevel=3,
-    )
+            return length
 
 
 def _finish(part: _Chunk) -> U8:

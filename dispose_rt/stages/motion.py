@@ -8,7 +8,7 @@ host and uploaded once; pictures, features and flows stay on the device.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,8 @@ from ..contract import CMP_SIZE_PX, NETWORKS
 from ..device import Array, Stream
 from ..engines.backends import Engine
 from ..errors import InputError
-from ..types import F32, F64, I32, U8, Track
+from ..hooks.observer import Observer, is_wanted
+from ..types import F32, F64, I32, U8, Motion, Track
 
 _NOWHERE = -1
 """A pixel coordinate outside every image: the kernels ignore what sits there."""
@@ -110,7 +111,7 @@ class MotionFields:
     """Both motion fields of a clip, computed range by range where they are read.
 
     The CMP image encoder runs once, here. Its outputs become the decoder's inputs where they lie, so that it must stay
-    open as long as the fields are asked for.
+    open as long as the fields are used.
 
     Args:
         image: uint8 [height, width, 3], RGB, the fitted reference.
@@ -152,11 +153,11 @@ class MotionFields:
         return array
 
     def _encode_image(self, image: U8, encoder: Engine) -> None:
-        """Run the encoder on the reference, resized to CMP's size by the nearest pixel, and lend what it answers."""
+        """Run the encoder on the reference, resized to CMP's size by the nearest pixel, and lend its outputs."""
         rows, columns = (self._upload(nearest_table(length, CMP_SIZE_PX)) for length in image.shape[:2])
         kernels.nearest_image(self._upload(image), rows, columns, encoder.tensor("image"), self._stream)
         encoder.enqueue(self._stream)
-        self.close()  # whoever is lent them next writes behind the work that reads them
+        self.close()  # their next user writes behind the queued work that reads them
         for output in NETWORKS["cmp_image_encoder"].outputs:
             self._decoder.bind(output.name, encoder.tensor(output.name))
 
@@ -203,12 +204,12 @@ class MotionFields:
         for start in range(first, end, limit):
             count = min(limit, end - start)
             decoder.set_batch(frames=count)
-            sparse, mask, answer = (decoder.tensor(name).rows(0, count) for name in ("sparse_flow", "mask", "flow"))
+            sparse, mask, flow_px = (decoder.tensor(name).rows(0, count) for name in ("sparse_flow", "mask", "flow"))
             values_px = self._hint_flow_px.rows(start, start + count)
             kernels.rasterize_sparse_flow(self._hints_px, values_px, sparse, mask, stream)
             decoder.enqueue(stream)
             target = flow.rows(start - first, start - first + count)
-            kernels.resample_flow(answer, self._rows, self._columns, scale_x, scale_y, target, stream)
+            kernels.resample_flow(flow_px, self._rows, self._columns, scale_x, scale_y, target, stream)
 
     def __enter__(self) -> MotionFields:
         """Return itself."""
@@ -223,3 +224,96 @@ class MotionFields:
         for array in self._arrays:
             array.free()
         self._arrays.clear()
+
+
+class FrameFields(Protocol):
+    """Motion fields that are computed where and when they are read."""
+
+    def fill(self, start: int, stop: int, trajectory: Array, dense: Array, stream: Stream) -> None:
+        """Queue the fields of frames start..stop - 1, each into float32 [stop - start, 2, height, width]."""
+
+    def close(self) -> None:
+        """Free what they hold, behind the queued work that reads it. Calling it twice is fine."""
+
+
+class ObservedFields:
+    """Motion fields that are shown to an observer when they are computed for the first time.
+
+    Args:
+        fields: fields of the clip.
+        observer: gets "motion_part" and "motion".
+
+    Attributes:
+        is_wanted: whether the observer looks at them.
+    """
+
+    def __init__(self, fields: FrameFields, observer: Observer) -> None:
+        self._fields = fields
+        self._observer = observer
+        self._next = 0
+        self._kept: list[Motion] = []
+        self._keeps = is_wanted(observer, "motion")
+        self.is_wanted = self._keeps or is_wanted(observer, "motion_part")
+
+    def fill(self, start: int, stop: int, trajectory: Array, dense: Array, stream: Stream) -> None:
+        """See `MotionFields.fill`; waits for the fields that are shown."""
+        self._fields.fill(start, stop, trajectory, dense, stream)
+        first = max(start, 1)  # the reference has no motion
+        if self.is_wanted and start == self._next and first < stop:
+            part = Motion(trajectory.download(stream)[first - start :], dense.download(stream)[first - start :])
+            self._observer.motion_part(first, part)
+            if self._keeps:
+                self._kept.append(part)
+        self._next = max(self._next, stop)
+
+    def finish(self) -> None:
+        """Show the fields of the whole clip, once all of them were computed."""
+        if self._keeps:
+            trajectory, dense = zip(*((part.trajectory_flow, part.dense_flow) for part in self._kept), strict=True)
+            self._observer.motion(Motion(np.concatenate(trajectory), np.concatenate(dense)))
+            self._kept.clear()
+
+    def close(self) -> None:
+        """See `MotionFields.close`."""
+        self._fields.close()
+
+
+class MotionFeatures:
+    """The motion encoder's features of the motion fields, which are computed when they are needed.
+
+    Args:
+        fields: fields of the clip; frame 0, the reference, has none. They are closed with the features.
+        motion_encoder: the "motion_encoder" engine.
+
+    Attributes:
+        limit: frames at a time.
+    """
+
+    def __init__(self, fields: FrameFields, motion_encoder: Engine) -> None:
+        self.limit = motion_encoder.max_batch("frames")
+        self._fields = fields
+        self._engine = motion_encoder
+
+    def compute(self, start: int, stop: int) -> Array:
+        """Queue computing the features of some frames, without waiting.
+
+        Args:
+            start: first frame.
+            stop: behind the last frame; at most `limit` frames.
+
+        Returns:
+            [stop - start, c0, height/8, width/8] in the engine's compute dtype, valid until the next call.
+
+        Raises:
+            EngineError: an engine failed.
+        """
+        engine, count = self._engine, stop - start
+        trajectory, dense = (engine.tensor(name).rows(0, count) for name in ("trajectory_flow", "dense_flow"))
+        self._fields.fill(start, stop, trajectory, dense, engine.stream)
+        engine.set_batch(frames=count)
+        engine.enqueue(engine.stream)
+        return engine.tensor("motion_features").rows(0, count)
+
+    def close(self) -> None:
+        """Close the fields. Calling it twice is fine."""
+        self._fields.close()

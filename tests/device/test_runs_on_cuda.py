@@ -12,9 +12,9 @@ from dispose_rt import kernels
 from dispose_rt.clip.store import ResidentClip, RowSource
 from dispose_rt.contract import Sizes
 from dispose_rt.device import Stream, open_device
-from dispose_rt.stages.conditions import MotionFeatures, PoseLatents
+from dispose_rt.stages.conditions import PoseLatents
 from dispose_rt.stages.decode import decode_frames
-from dispose_rt.stages.motion import MotionFields
+from dispose_rt.stages.motion import MotionFeatures, MotionFields
 from dispose_rt.types import Track
 from tests.fakes.cuda import FakeCuda, install
 from tests.fakes.engine import FakeEngine, FakeLoader

@@ -19,6 +19,7 @@ from dispose_rt.device import Device
 from dispose_rt.hooks.observer import Observer, ObserverFunction, as_observer
 from dispose_rt.hooks.progress import Progress
 from dispose_rt.noise import seeded_noise
+from dispose_rt.pipeline.pace import Pace
 from dispose_rt.pipeline.run import Run
 from dispose_rt.puppet import dance
 from dispose_rt.settings import Settings
@@ -130,4 +131,4 @@ def run_networks(
         patch.object(pose, "find_poses", lambda image, detector, estimator: _dancer(int(image[0, 0, 0]))),
         patch.object(draw, "CANVAS_SHORT_SIDE_PX", SIZES.width),  # coarse drawings take less time
     ):
-        yield from run.chunks(reference, opened)
+        yield from run.chunks(reference, opened, Pace.of(opened, chosen).step)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from dispose_rt.hooks.progress import STAGES
+from dispose_rt.hooks.progress import STAGES, StageTimer
 
 
 class FakeRun:
@@ -29,11 +29,12 @@ class FakeRun:
     _lock = threading.Lock()
 
     def __init__(
-        self, settings: Any, engines: Any, manifest: Any, noise: Any, progress: Any, observe: Any = None, *rest: Any
+        self, settings: Any, engines: Any, manifest: Any, noise: Any, progress: Any, observer: Any = None, *rest: Any
     ) -> None:
         self._settings, self._progress = settings, progress
         self.frame_count, self.time_stamps = 0, None
-        self.timings, self.peak_bytes = {}, 0
+        self.timer, self.peak_bytes = StageTimer(), 0
+        self.timings = self.timer.seconds
 
     def chunks(self, *arguments: Any) -> Generator[np.ndarray]:
         kind = type(self)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from dispose_rt.errors import Cancelled
-from dispose_rt.hooks.progress import Progress, Stopwatch
+from dispose_rt.hooks.progress import Progress, StageTimer
 
 
 def ticks_of(*calls: tuple[Any, ...]) -> list[tuple[str, int, int | None]]:
@@ -97,12 +97,12 @@ def test_without_a_standard_error_nothing_is_drawn(monkeypatch: pytest.MonkeyPat
     Progress(True).begin("pose", 1)
 
 
-def test_the_stopwatch_adds_up_and_counts_what_failed() -> None:
-    stopwatch = Stopwatch()
+def test_the_timer_adds_up_and_counts_what_failed() -> None:
+    timer = StageTimer()
     for _ in range(2):
-        with pytest.raises(KeyError), stopwatch.stage("pose"):
+        with pytest.raises(KeyError), timer.stage("pose"):
             raise KeyError
-    assert list(stopwatch.seconds) == ["pose"]
+    assert list(timer.seconds) == ["pose"]
 
 
 def test_the_library_logs_and_does_not_print(capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dispose_rt import Animator, BusyError, Cancelled
+from dispose_rt import Animator, BusyError, Cancelled, media
 from dispose_rt import animator as animator_module
 from dispose_rt.errors import EngineError, InputError
 from tests.fakes.run import FakeRun
@@ -337,9 +337,48 @@ def test_memory_stays_flat_without_frames_and_in_streams(
         tracemalloc.stop()
         assert peak < 4e6, use
     animation = run(animator, output=tmp_path / "out.mp4", keep_frames=False)
-    assert animation.frames.shape == (0, 64, 64, 3)
+    assert animation.frames.shape == (0, 256, 256, 3)
     assert animation.frame_count == 200
     assert animation.times_s.shape == (200,)
     with pytest.raises(InputError, match="keep_frames=True"):
         animation.save(tmp_path / "again.mp4")
     assert isinstance(result, list)
+
+
+def test_a_file_is_opened_for_the_first_frames_and_its_end_is_part_of_decoding(
+    animator: Animator, runs: type[FakeRun], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing lies beside the output during the long stages, and the encoder's last frames count as decoding."""
+    files: dict[str, int] = {}
+    runs.hook = staticmethod(lambda stage: files.setdefault(stage, len(list(tmp_path.iterdir()))))
+    finish = media.VideoWriter.__exit__
+
+    def finish_slowly(writer: media.VideoWriter, *error: Any) -> None:
+        time.sleep(0.2)
+        finish(writer, *error)
+
+    monkeypatch.setattr(media.VideoWriter, "__exit__", finish_slowly)
+    animation = run(animator, output=tmp_path / "out.mp4")
+    assert set(files.values()) == {0}
+    assert animation.timings["decode"] >= 0.2
+    assert [path.name for path in tmp_path.iterdir()] == ["out.mp4"]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, EngineError, MemoryError])
+def test_a_run_that_ends_while_decoding_leaves_no_file(
+    animator: Animator, runs: type[FakeRun], tmp_path: Path, error: type[BaseException]
+) -> None:
+    (tmp_path / "out.mp4").write_text("before")
+    decoded: list[str] = []
+
+    def hook(stage: str) -> None:
+        decoded.extend([stage] if stage == "decode" else [])
+        if len(decoded) == 2:
+            raise error
+
+    runs.hook = staticmethod(hook)
+    with pytest.raises(error):
+        run(animator, output=tmp_path / "out.mp4")
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["before"]
+    runs.hook = staticmethod(lambda stage: None)
+    assert run(animator).frame_count == 4

@@ -10,7 +10,8 @@ import pytest
 from dispose_rt.contract import Sizes
 from dispose_rt.device import CpuDevice
 from dispose_rt.errors import InputError, OutOfMemoryError
-from dispose_rt.stages.conditions import MotionFeatures, PoseLatents, added_time_ids, clip_pixels
+from dispose_rt.stages.conditions import PoseLatents, added_time_ids, clip_pixels
+from dispose_rt.stages.motion import MotionFeatures
 from tests.fakes.deferred_device import DeferredDevice
 from tests.fakes.engine import FakeEngine
 from tests.fakes.scarce_memory import fail_at_every_allocation

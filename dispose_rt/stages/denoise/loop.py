@@ -1,7 +1,7 @@
 """The sampling loop: per sigma and tile ControlNet, UNet, accumulate; then one guided Euler step on all frames.
 
 On a GPU a step is one graph: captured after the first step, launched for all others. Nothing in it waits, allocates or
-copies from or to the host. The host looks at a step's result while the next one runs.
+copies from or to the host. The host checks a step's result while the next one runs.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from .step import ClipInputs, DenoisingStep, share_tensors, sum_weights
 from .tiles import Tile
 
 TILES_PER_GRAPH = 16
-"""A graph of a whole step holds that many tiles at most; beyond that the two networks alone are one graph."""
+"""Largest number of tiles in a graph of a whole step; with more, the graph holds the two networks of one tile."""
 
 _UNITS_AHEAD = 2
-"""What may be queued ahead of the host: the device never idles, and a cancelled run ends soon."""
+"""Units of work queued ahead of the host: the device never idles, and a cancelled run ends soon."""
 
 
 def initial_latents(noise: NoiseSource, schedule: Schedule, frames: int, sizes: Sizes) -> F32:
@@ -69,7 +69,7 @@ class Denoiser:
         self._stream = loader.stream
 
     def allocate(self) -> None:
-        """Give all tensors of the networks their places, those that both use one place. `run` does it where it was not.
+        """Allocate all tensors of the networks, and share those that both use. `run` does it if this was not called.
 
         Raises:
             OutOfMemoryError: the device has no room.
@@ -99,7 +99,7 @@ class Denoiser:
             tiles: cover every frame.
             guidance_scale: g of u + g (c - u).
             progress: gets a tick per tile, or per step where a step is one graph.
-            observer: gets every step, if it looks at them, which makes the device wait for the host.
+            observer: gets every step; observing them makes the device wait for the host.
 
         Returns:
             float32 [frames, 4, height/8, width/8] on the device; the caller frees it.
@@ -140,7 +140,7 @@ class Denoiser:
                     graph.close()
 
     def _capture(self, step: DenoisingStep) -> Graph | None:
-        """Capture a step, or the networks of a tile; None where the backend cannot, which is said once."""
+        """Capture a step, or the networks of a tile; None where the backend cannot, which is reported once."""
         loader = self._loader
         if loader.uncapturable is None:
             problems = (engine.capture_problem(self._stream) for engine in self._engines)
@@ -180,7 +180,7 @@ def _trace(number: int, step: DenoisingStep, tiles: Sequence[Tile]) -> StepTrace
 
 
 class _Queue:
-    """Keeps the device busy with a little work ahead, and tells how far it has come."""
+    """Keeps the device busy with a little work ahead, and reports how far it has come."""
 
     def __init__(
         self, step: DenoisingStep, engines: Sequence[Engine], progress: Progress, total: int, stream: Stream

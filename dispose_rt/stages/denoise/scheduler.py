@@ -22,7 +22,7 @@ class Schedule:
 
     Attributes:
         sigmas: float32 [steps + 1], falling from sigma_max to sigma_min, then 0.
-        timesteps: float32 [steps], 0.25 ln sigma: what the networks are told.
+        timesteps: float32 [steps], 0.25 ln sigma: the networks' input.
     """
 
     sigmas: F32

@@ -1,4 +1,4 @@
-"""One denoising step on the device: everything lies at fixed addresses, and what a step needs to know of its number is
+"""One denoising step on the device: everything lies at fixed addresses, and what depends on the number of the step is
 read from device memory. So the same queued work serves every step, and can be captured into a graph.
 """
 
@@ -20,17 +20,17 @@ from .scheduler import Schedule
 from .tiles import Tile
 
 _SHARED = ("latents", "image_latents", "timestep", "image_embeds", "added_time_ids")
-"""What both networks read: one array serves both."""
+"""Inputs of both networks, which share one array each."""
 
 _RESIDUALS = tuple(tensor.name for tensor in NETWORKS["controlnet"].outputs)
 
 CONDITION_SOURCES = {"pose_latents": "pose_net", "motion_features": "motion_encoder"}
-"""The networks that make the conditions of every frame."""
+"""The network that computes each per-frame condition."""
 
 
 @dataclass(frozen=True, eq=False)
 class ClipInputs:
-    """What the networks read of a clip.
+    """The conditions of a clip, as the networks read them.
 
     Attributes:
         image_embeds: float32 [1, 1, embed].
@@ -56,7 +56,7 @@ class DenoisingStep:
     Args:
         controlnet: the "controlnet" engine, or None to run the UNet alone (plain MimicMotion).
         unet: the "unet" engine, of the same device; shares tensors with the ControlNet, see `share_tensors`.
-        inputs: of the clip.
+        inputs: inputs of the clip.
         tiles: cover every frame; no frame sits in two weighted slots of a tile.
         schedule: sigmas and timesteps.
         guidance_scale: g of u + g (c - u).
@@ -121,7 +121,7 @@ class DenoisingStep:
             self._tile_cells = self._empty((self._slot_frames.shape[1], *cells.shape[1:]), "int32")
 
     def _fill_constant_inputs(self) -> None:
-        """What no step changes, zeros for what is off among it."""
+        """Fill the inputs that no step changes, with zeros for signals that are off."""
         unet, controlnet, inputs = self._unet, self._controlnet, self._inputs
         if controlnet is None:
             for name in _RESIDUALS:  # what an absent ControlNet adds
@@ -239,7 +239,7 @@ class DenoisingStep:
         return self.sums.download(self._stream), self.latents.download(self._stream)
 
     def check_conditions(self) -> None:
-        """Look at the conditions of all frames, waiting for them.
+        """Check the conditions of all frames, waiting for them.
 
         Raises:
             EngineError: one holds values that are not finite. Names the network that made it.
@@ -255,7 +255,7 @@ class DenoisingStep:
                     )
 
     def take_latents(self) -> Array:
-        """Hand the latents over; whoever takes them frees them."""
+        """Return the latents, which the caller frees from now on."""
         self._arrays.remove(self.latents)
         return self.latents
 

@@ -1,4 +1,4 @@
-"""How a clip is cut into tiles of the engine's fixed length, and how their predictions are blended.
+"""Cuts a clip into tiles of the engine's fixed length, and weighs their predictions for blending.
 
 Every tile shows the reference (frame 0) in its first slot and consecutive frames in the others. This is the layout of
 MimicMotion's sampler (arXiv:2406.19680, progressive latent fusion), with two differences where the reference code
@@ -51,8 +51,7 @@ def plan_tiles(frames: int, tile: int, overlap: int) -> tuple[Tile, ...]:
         raise InputError(f"a clip of {frames} frames cannot be cut into tiles; it needs at least the reference frame")
     if tile < 2:
         raise InputError(f"tile is {tile}; it must be at least 2 (the reference slot and one frame)")
-    if not 0 <= overlap <= tile - 2:
-        raise InputError(f"overlap is {overlap}; with tiles of {tile} frames it must lie in 0..{tile - 2}")
+    check_overlap(overlap, tile)
     weights = tile_weights(tile)
     if frames <= tile:
         return (_short_tile(frames, weights),)
@@ -60,6 +59,12 @@ def plan_tiles(frames: int, tile: int, overlap: int) -> tuple[Tile, ...]:
     if starts[-1] + tile < frames:
         starts.append(frames - tile)
     return tuple(Tile(np.array([0, *range(start + 1, start + tile)], np.int32), weights) for start in starts)
+
+
+def check_overlap(overlap: int, tile: int) -> None:
+    """Raise an InputError unless tiles of so many slots can share so many frames."""
+    if not 0 <= overlap <= tile - 2:
+        raise InputError(f"overlap is {overlap}; with tiles of {tile} frames it must lie in 0..{tile - 2}")
 
 
 def _short_tile(frames: int, weights: F32) -> Tile:

@@ -11,7 +11,7 @@ from ...errors import NoPersonError
 from ...types import F64, Pose
 
 FIT_JOINTS = (0, 1, 2, 5, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17)
-"""All body joints but elbows and wrists, which dance too much to tell the size of a body."""
+"""All body joints but elbows and wrists, which move too much to show the size of a body."""
 
 MIN_FIT_JOINTS = 2
 
@@ -63,8 +63,8 @@ def fit_alignment(
         The alignment.
 
     Raises:
-        NoPersonError: the reference shows nobody or less than two usable joints; no frame shows exactly one person; or
-            the joints do not tell any size.
+        NoPersonError: the reference shows no one or fewer than two usable joints; no frame shows exactly one person; or
+            the joints do not span any size.
     """
     joints = _fit_joints(reference)
     single = [frame.joints[0, joints] for frame in frames if frame.persons == 1]

@@ -1,4 +1,4 @@
-"""Poses of driving videos on disk, so that a video that was used before need not be searched for people again.
+"""Poses of driving videos on disk, so that people are detected only once in a video that is used repeatedly.
 
 One file per video, frame step, and software that found the poses. Files are written under a temporary name and renamed,
 so that several processes may share a folder; whatever is wrong with one, it costs a warning and a detection.
@@ -33,9 +33,9 @@ from ...system.files import atomic_write, remove_leftovers
 from ...types import JOINTS, Pose
 
 LIMIT_BYTES = 512 << 20
-"""About three hours of one person's poses; what was not used for longest is removed beyond that."""
+"""About three hours of one person's poses; beyond that the least recently used files are removed."""
 REVISION = 1
-"""Of the file's layout."""
+"""Revision of the file's layout."""
 
 _LOG = logging.getLogger("dispose_rt")
 _NETWORKS = ("person_detector", "pose_estimator")
@@ -54,12 +54,12 @@ _LAYOUT: Mapping[str, tuple[type[np.generic], tuple[int, ...]]] = {
     "hand_scores": (np.float32, (2, _PERSONS, _HAND)),
     "boxes_px": (np.float64, (_PERSONS, 4)),
 }
-"""Dtype and shape of what a pose holds; the persons of all frames follow each other."""
+"""Dtype and shape of every array of a pose; the persons of all frames are concatenated."""
 
 
 @dataclass(frozen=True)
 class FilmedPoses:
-    """Everybody in every used frame of a video.
+    """Everyone in every used frame of a video.
 
     Attributes:
         poses: one per frame.
@@ -71,7 +71,7 @@ class FilmedPoses:
 
 
 class _TooLargeError(Exception):
-    """Poses take more room than the whole cache may."""
+    """The poses of one video exceed the limit of the whole cache."""
 
 
 class PoseCache:
@@ -79,7 +79,7 @@ class PoseCache:
 
     Args:
         folder: is made when the first poses are stored.
-        limit_bytes: of all its files together.
+        limit_bytes: largest size of all its files together.
     """
 
     def __init__(self, folder: str | os.PathLike[str], limit_bytes: int = LIMIT_BYTES) -> None:
@@ -87,13 +87,13 @@ class PoseCache:
         self.limit_bytes = limit_bytes
 
     def of(self, video: Video, step: int, manifest: Manifest, device: str) -> CachedVideo | None:
-        """Where the poses of a video are remembered; None for videos that cannot be told from others.
+        """Return the place of a video's poses; None for videos that cannot be identified.
 
         Args:
             video: its contents count, not its name. Hashing it takes a moment.
             step: distance between the frames that are used.
-            manifest: of the engine directory whose networks look for people.
-            device: on which they run.
+            manifest: manifest of the engine directory whose networks detect people.
+            device: where they run.
         """
         digest = video.content_digest()
         return None if digest is None else CachedVideo(self, key_of(digest, step, manifest, device), video, digest)
@@ -106,15 +106,15 @@ class PoseCache:
                 poses = _parse(np.load(file, allow_pickle=False), key)
         except FileNotFoundError:
             return None
-        except Exception as error:  # whatever lies there, reading it must not end a run
+        except Exception as error:  # whatever the file holds, reading it must not end a run
             _warn(f"the remembered poses in {path} cannot be used: {error}. They are detected again")
             return None
-        with suppress(OSError):  # in a folder that is read-only nothing is removed either
+        with suppress(OSError):  # nothing is removed from a read-only folder either
             os.utime(path)
         return poses
 
     def store(self, key: str, filmed: FilmedPoses) -> None:
-        """Remember poses, and forget what was not used for longest beyond the limit. Fails with a warning only."""
+        """Store poses, and remove the least recently used ones beyond the limit. A failure is a warning only."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             remove_leftovers(self.folder)
@@ -133,7 +133,7 @@ class PoseCache:
         """Remove files, the least recently used ones first, but for the newest."""
         found: list[tuple[float, int, Path]] = []
         for path in self.folder.iterdir():
-            with suppress(FileNotFoundError):  # another process is at the same
+            with suppress(FileNotFoundError):  # another process does the same
                 status = path.stat()
                 if _NAME.fullmatch(path.name):
                     found.append((status.st_mtime, status.st_size, path))
@@ -167,7 +167,7 @@ class CachedVideo:
 
 
 def key_of(digest: str, step: int, manifest: Manifest, device: str) -> str:
-    """SHA-256, in hexadecimal digits, of everything that the poses of a video follow from."""
+    """SHA-256, in hexadecimal digits, of everything that determines the poses of a video."""
     networks = {
         name: [manifest.networks[name].backend, *(file.sha256 for file in manifest.networks[name].files)]
         for name in _NETWORKS
@@ -188,7 +188,7 @@ def _own_code() -> str:
 
 @cache
 def _versions() -> dict[str, str]:
-    """Of what decodes and scales frames and runs the networks."""
+    """Versions of the packages that decode and scale frames and run the networks."""
     found = {}
     for name in _SOFTWARE:
         with suppress(importlib.metadata.PackageNotFoundError):

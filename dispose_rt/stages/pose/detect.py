@@ -43,7 +43,7 @@ class PersonDetector:
 
         Raises:
             InputError: the image is not such an array.
-            EngineError: the engine failed, or answered values that are not finite.
+            EngineError: the engine failed, or returned values that are not finite.
         """
         with place_image(image, self.engine) as pixels:
             kernels.letterbox(pixels, self.engine.tensor("images"), self.engine.stream)
@@ -53,9 +53,9 @@ class PersonDetector:
 
 
 def decode_boxes(predictions: NDArray[np.generic], ratio: float) -> F64:
-    """Turn the detector's raw answer into the boxes of persons.
+    """Turn the detector's raw output into the boxes of persons.
 
-    Only the person class is looked at, and one threshold serves for the reference's two (0.1 before the suppression,
+    Only the person class counts, and one threshold serves for the reference's two (0.1 before the suppression,
     0.3 after it): suppression works per class and downwards in score, so nothing that is dropped here could have
     changed what is kept.
 

@@ -46,8 +46,8 @@ def draw_pose(pose: Pose, height: int, width: int) -> U8:
 
     Args:
         pose: coordinates in fractions of the image; what lies outside 0..1 is cut off at the border.
-        height: height of the image in pixels.
-        width: width of the image in pixels.
+        height: image height in pixels.
+        width: image width in pixels.
 
     Returns:
         uint8 [3, height, width], RGB, on black.

@@ -51,7 +51,7 @@ class PoseEstimator:
         Args:
             image: uint8 [H, W, 3], RGB, on the host or the engine's device.
             boxes_px: float64 [persons, 4], left, top, right, bottom in pixels. With no box the whole image is taken for
-                one person, as the reference does, so the result is never empty; whether anybody was there shows in
+                one person, as the reference does, so the result is never empty; whether anyone was there shows in
                 `visible`.
 
         Returns:
@@ -59,7 +59,7 @@ class PoseEstimator:
 
         Raises:
             InputError: the image is not such an array.
-            EngineError: the engine failed, or answered values that are not finite.
+            EngineError: the engine failed, or returned values that are not finite.
         """
         height, width = image.shape[:2]
         boxes = boxes_px if len(boxes_px) else np.array([[0, 0, width, height]], dtype=np.float64)
@@ -79,8 +79,8 @@ class PoseEstimator:
             rows, columns, normalised = tables
             kernels.crop_person(image, rows, columns, normalised, self.engine.tensor("input"), stream)
             self.engine.enqueue(stream)
-            answer = self.engine.read_outputs()
-        return decode_simcc(answer["simcc_x"][0], answer["simcc_y"][0], centre_px, size_px)
+            outputs = self.engine.read_outputs()
+        return decode_simcc(outputs["simcc_x"][0], outputs["simcc_y"][0], centre_px, size_px)
 
 
 def crop_window(box_px: F64) -> tuple[F64, F64]:
@@ -107,10 +107,10 @@ def crop_taps(height: int, width: int, centre_px: F64, width_px: float) -> tuple
     exact.
 
     Args:
-        height: of the image, in pixels.
-        width: of the image, in pixels.
+        height: image height in pixels.
+        width: image width in pixels.
         centre_px: float64 [2], centre of the crop in the image.
-        width_px: of the crop in the image.
+        width_px: width of the crop in the image.
 
     Returns:
         int32 [384, 4] for the lines and int32 [288, 4] for the columns: two pixels within the image and their weights,

@@ -1,4 +1,4 @@
-"""Finds everybody's pose in an image."""
+"""Finds everyone's pose in an image."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def find_poses(image: U8, detector: PersonDetector, estimator: PoseEstimator) ->
 
     Raises:
         InputError: the image is not such an array.
-        EngineError: a network failed, or answered values that are not finite.
+        EngineError: a network failed, or returned values that are not finite.
     """
     with place_image(image, detector.engine) as pixels:
         boxes_px = detector.detect(pixels)

@@ -1,8 +1,8 @@
-"""Keeps to one person through a clip, where the published pipeline would draw everybody.
+"""Follows one person through a clip, where the published pipeline would draw everyone.
 
-The rule: in the first frame that shows anybody, the most prominent person is chosen, by the area of the box times the
-mean joint score. From there everybody in view is tracked by position, so that somebody who crosses the chosen person's
-way claims his own joints, and only the chosen person is passed on. Where the chosen person is out of sight the frame
+The rule: in the first frame that shows anyone, the most prominent person is chosen, by the area of the box times the
+mean joint score. From there everyone in view is tracked by position, so that a person who crosses the chosen one's way
+claims their own joints, and only the chosen person is passed on. Where the chosen person is out of sight the frame
 stays empty; after `PATIENCE_FRAMES` of that, the most prominent person then in view takes over.
 """
 
@@ -17,13 +17,13 @@ from ...errors import NoPersonError
 from ...types import F64, Bools, Pose
 
 PATIENCE_FRAMES = 10
-"""Frames without the chosen person after which somebody else is followed; other people's tracks end then, too."""
+"""Frames without the chosen person after which another one is followed; other people's tracks end then, too."""
 
 REACH = 0.5
-"""How far a person's joints may be from where they were expected, in body sizes, to be taken for the same person."""
+"""Largest mean distance of a person's joints from where they were expected, in body sizes."""
 
 COAST_FRAMES = 3
-"""Frames over which a hidden person is expected to keep moving; then to wait."""
+"""Frames over which a hidden person is expected to keep moving; after that, to stand still."""
 
 MIN_SHARED_JOINTS = 3
 
@@ -35,7 +35,7 @@ def follow_person(poses: Sequence[Pose]) -> list[Pose]:
         poses: the poses of a clip's frames, in order.
 
     Returns:
-        As many poses, each with at most one person. A clip that never shows two persons at once comes back as it is,
+        As many poses, each with at most one person. A clip that never shows two persons at once is returned unchanged,
         however far they jump.
     """
     candidates = [[index for index in range(pose.persons) if pose.visible[index].any()] for pose in poses]
@@ -47,7 +47,7 @@ def follow_person(poses: Sequence[Pose]) -> list[Pose]:
 
 
 def fill_missing(poses: Sequence[Pose]) -> tuple[list[Pose], list[int]]:
-    """Give frames in which nobody is visible the pose of the nearest frame that shows somebody.
+    """Give frames in which no one is visible the pose of the nearest frame that shows a person.
 
     Args:
         poses: the poses of a clip's frames, in order.
@@ -56,7 +56,7 @@ def fill_missing(poses: Sequence[Pose]) -> tuple[list[Pose], list[int]]:
         As many poses, and the numbers of the filled frames. Between two equally near frames the earlier one wins.
 
     Raises:
-        NoPersonError: nobody is visible in any frame.
+        NoPersonError: no one is visible in any frame.
     """
     seen = np.array([number for number, pose in enumerate(poses) if pose.visible.any()])
     if not seen.size:
@@ -73,10 +73,10 @@ def fill_missing(poses: Sequence[Pose]) -> tuple[list[Pose], list[int]]:
 
 
 def _keep(pose: Pose, index: int | None) -> Pose:
-    """The frame with one person, or with nobody."""
+    """The frame with one person, or with no one."""
     if index is not None:
         return pose if pose.persons == 1 else pose.person(index)
-    # A lone figure without a visible joint is what the estimator answers for an empty frame; it shows nobody already.
+    # For an empty frame the estimator returns a lone figure without a visible joint, which shows no one already.
     return pose if pose.persons <= 1 and not pose.visible.any() else pose.person(pose.persons)
 
 
@@ -118,7 +118,7 @@ def _offsets(before: F64, before_visible: Bools, after: F64, after_visible: Bool
 
 
 class _Follower:
-    """Tracks everybody through a clip to know which figure is the chosen person."""
+    """Tracks everyone through a clip to know which figure is the chosen person."""
 
     def __init__(self) -> None:
         self._walkers: list[_Walker] = []

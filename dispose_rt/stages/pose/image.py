@@ -15,7 +15,7 @@ from ...types import U8
 
 @contextmanager
 def place_image(image: U8 | Array, engine: Engine) -> Iterator[Array]:
-    """Lend an image on an engine's device: as it is if it lies there already, else uploaded for that long.
+    """Lend an image on an engine's device: unchanged if it lies there already, else uploaded while it is lent.
 
     Args:
         image: uint8 [H, W, 3].

@@ -36,7 +36,7 @@ class PersonFinder:
         self._observer = observer
 
     def estimate(self, image: U8) -> Pose:
-        """Find everybody in a picture."""
+        """Find everyone in a picture."""
         return pose.find_poses(image, self._detector, self._estimator)
 
     def find(self, reference: U8, video: Video, step: int, cached: CachedVideo | None = None) -> Detected:
@@ -44,12 +44,12 @@ class PersonFinder:
 
         Args:
             reference: uint8 [height, width, 3], RGB, the fitted photo.
-            video: is read frame by frame, unless its poses are remembered and nobody wants to see the frames.
+            video: is read frame by frame, unless its poses are remembered and the frames are not observed.
             step: distance between the frames that are used.
             cached: where the poses of such a video are remembered.
 
         Raises:
-            NoPersonError: nobody is visible in the reference, or in the whole video.
+            NoPersonError: no one is visible in the reference, or in the whole video.
             InputError: the video has no frames, or cannot be read to its end.
             EngineError: a network failed.
             Cancelled: the caller asked to stop.
@@ -80,7 +80,7 @@ class PersonFinder:
         return filmed
 
     def _read(self, video: Video, step: int, known: FilmedPoses | None) -> FilmedPoses:
-        """Go through the video, and estimate the poses that are not known."""
+        """Read the video, and estimate the poses that are not known."""
         poses: list[Pose] = []
         times: list[Fraction] = []
         remembered = known.poses if known is not None else ()
@@ -98,17 +98,17 @@ class PersonFinder:
 
 
 def expected_frames(video: Video, step: int) -> int | None:
-    """How many frames of a video are used, as far as it tells."""
+    """Number of used frames of a video; None where it does not state its length."""
     return None if video.frame_count is None else -(-video.frame_count // step)
 
 
 def _is_whole(video: Video, step: int, frames: int) -> bool:
-    """A truncated video shall be told of again in the next run, which reading it does."""
+    """Truncated videos are not cached, so that the warning repeats."""
     return expected_frames(video, step) in (None, frames)
 
 
 def _timed(video: Video, step: int) -> Iterator[tuple[U8, Fraction | None]]:
-    """Frames with their time stamps, which those of an even row do not need."""
+    """Frames with their time stamps; None for frames that are evenly spaced."""
     if video.is_variable:
         yield from video.timed_frames(step)
     else:

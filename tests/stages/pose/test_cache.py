@@ -23,6 +23,7 @@ from dispose_rt.engines.manifest import Manifest, read_manifest
 from dispose_rt.errors import PerformanceWarning
 from dispose_rt.media import open_video, write_video
 from dispose_rt.stages import pose
+from dispose_rt.stages.pose import cache as cache_module
 from dispose_rt.stages.pose.cache import FilmedPoses, PoseCache, key_of
 from dispose_rt.types import Pose
 from tests.golden_case import GoldenCase
@@ -183,8 +184,7 @@ def test_a_folder_that_cannot_be_written_costs_a_warning(tmp_path: Path) -> None
 
 FULL_DISK = """
 import resource, sys, warnings
-sys.path.insert(0, sys.argv[2])
-from test_pose_cache import KEY, PoseCache, filmed
+from tests.stages.pose.test_cache import KEY, PoseCache, filmed
 resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))
 cache = PoseCache(sys.argv[1])
 with warnings.catch_warnings(record=True) as caught:
@@ -197,9 +197,24 @@ print([str(one.message)[:26] for one in caught], list(cache.folder.iterdir()))
 @pytest.mark.skipif(sys.platform == "win32", reason="limits of this kind are POSIX")
 def test_a_full_disk_costs_a_warning_and_leaves_nothing(tmp_path: Path) -> None:
     """The kernel itself refuses to let a file grow beyond the limit."""
-    command = [sys.executable, "-c", FULL_DISK, str(tmp_path / "cache"), str(Path(__file__).parent)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    command = [sys.executable, "-c", FULL_DISK, str(tmp_path / "cache")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[3])
     assert done.stdout == "['poses cannot be remembered'] []\n"
+
+
+def test_other_code_finds_other_poses(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Every module that finds poses is part of the key."""
+    own = Path(cache_module.__file__).parent
+    for name in ("detect.py", "estimate.py", "follow.py", "track.py", "cache.py"):
+        (tmp_path / name).write_bytes((own / name).read_bytes())
+    monkeypatch.setattr(cache_module, "__file__", str(tmp_path / "cache.py"))
+    digest = cache_module._own_code.__wrapped__
+    digests = {digest()}
+    for name in ("detect.py", "track.py"):
+        with (tmp_path / name).open("a") as file:
+            file.write("# changed\n")
+        digests.add(digest())
+    assert len(digests) == 3
 
 
 def test_threads_that_share_a_folder(cache: PoseCache) -> None:
