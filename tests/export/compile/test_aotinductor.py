@@ -138,7 +138,7 @@ def test_outputs_of_other_shapes_are_refused(packages: Packages) -> None:
     manifest = manifest_for(packages(POINTS), "unet", sizes)
     engine = AotInductorEngine(AotInductorLoader(manifest, "cpu"), manifest, "unet", package)  # type: ignore[arg-type]
     inputs = as_arrays(sample_inputs(NETWORKS["unet"], sizes, "float32", {}))
-    with pytest.raises(EngineError, match=r"unet answered tensors of \[\(2, 4, 4, 8, 8\)\], expected \[\(2, 3, "):
+    with pytest.raises(EngineError, match=r"unet returned tensors of \[\(2, 4, 4, 8, 8\)\], expected \[\(2, 3, "):
         engine.run(inputs)
 
 
