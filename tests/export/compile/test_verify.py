@@ -136,6 +136,14 @@ def test_widened_graph_computes_in_float32_from_the_stored_weights(tmp_path: Pat
     assert uses_bfloat16(widened)
 
 
+def test_the_dtype_of_weights_is_read_without_the_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnx_export, "EXTERNAL_DATA_BYTES", 0)
+    path = tmp_path / "network.onnx"
+    export_onnx(Network().bfloat16().eval(), SPEC, SIZES, "bfloat16", path)
+    path.with_name("network.onnx.data").unlink()
+    assert uses_bfloat16(path)
+
+
 def test_large_sizes_are_compared_at_small_ones() -> None:
     assert comparison_sizes(Sizes(64, 128, tile=4)) == Sizes(64, 128, tile=4)
     small = comparison_sizes(Sizes(576, 1024, tile=16))
