@@ -95,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def make_page() -> str:
-    """The whole page."""
+    """Return the whole page."""
     return "\n".join([HEAD, *_parts()])
 
 
@@ -112,7 +112,7 @@ def _parts() -> Iterator[str]:
 
 
 def _describe_alias(name: str, module: ModuleType) -> str:
-    """The definition as it is written, and the text below it."""
+    """Return the definition as written, and the text below it."""
     body = ast.parse(inspect.getsource(module)).body
     for definition, text in pairwise(body):
         if isinstance(definition, ast.Assign) and ast.unparse(definition.targets[0]) == name:
@@ -142,7 +142,7 @@ def _describe(heading: str, name: str, thing: Callable[..., Any]) -> Iterator[st
 
 
 def _format_signature(name: str, thing: Callable[..., Any]) -> str:
-    """On one line where it is short, else one parameter per line."""
+    """Return a signature on one line if it is short, else with one parameter per line."""
     signature = inspect.signature(thing)
     answer = "" if inspect.isclass(thing) else f" -> {signature.return_annotation}"
     words: list[str] = []
@@ -164,7 +164,7 @@ def _format_parameter(one: inspect.Parameter) -> str:
 
 
 def _to_markdown(thing: Any) -> str:
-    """A docstring with its sections (Args, Returns, ...) as lists."""
+    """Return a docstring with its sections (Args, Returns, ...) as lists."""
     lines, section = [], False
     for line in (inspect.getdoc(thing) or "").splitlines():
         if match := re.fullmatch(r"(Args|Attributes|Returns|Yields|Raises|Warns):", line):

@@ -173,7 +173,7 @@ stage_step() {
     --json "$RESULTS/step.json" ${STEP_ARGS:-}
 }
 
-# A refusal is an answer: TensorRT for RTX does not list every GPU.
+# A refusal is a result: TensorRT for RTX does not list every GPU.
 stage_tensorrt() {
   need_gpu || return
   local flavour ran=$SKIPPED

@@ -22,7 +22,7 @@ TOLERANCE = 0.02  # half precision, sums of 576 products with variance 1
 
 
 class RefusedError(Exception):
-    """TensorRT or CUDA cannot do it; the text says what."""
+    """TensorRT or CUDA refused; the text names the cause."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -71,7 +71,7 @@ def probe(flavour: str) -> float:
 
 def _make_log(trt: Any) -> Any:
     class Log(trt.ILogger):  # type: ignore[misc]
-        """Keeps what TensorRT complains about, so that a refusal can be quoted."""
+        """Keeps TensorRT's messages, so that a refusal can be quoted."""
 
         def __init__(self) -> None:
             trt.ILogger.__init__(self)

@@ -1,1 +1,1 @@
-"""How exact: errors of every network by precision."""
+"""Errors of every network by precision."""

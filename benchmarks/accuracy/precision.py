@@ -1,4 +1,4 @@
-"""Measures what reduced precision costs, network by network, and why `compile.precision` keeps float32.
+"""Measures the errors of reduced precision, network by network, on which `compile.precision` rests.
 
     python benchmarks/accuracy/precision.py --weights WEIGHTS --size 128x64
     python benchmarks/accuracy/precision.py --random-weights toy --precision bf16 --only unet,controlnet
@@ -45,7 +45,7 @@ class Variant:
     Attributes:
         norms: "float32"; "kernel": PyTorch's own, which accumulates in float32; or "plain": every step rounded.
         softmax: "kernel": PyTorch's own attention, which accumulates in float32; "plain" or "float32": three steps.
-        scale: what the inputs of all norms are multiplied by.
+        scale: factor of the inputs of all norms.
     """
 
     norms: str
@@ -88,7 +88,7 @@ def standardise(hidden: Tensor, eps: float) -> Tensor:
 
 
 class Scaled(nn.Module):
-    """Multiplies what a norm reads."""
+    """Multiplies the input of a norm."""
 
     def __init__(self, norm: nn.Module, factor: float) -> None:
         super().__init__()
@@ -142,7 +142,7 @@ def run(module: nn.Module, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
 
 
 def vary(module: nn.Module, policy: Policy, variant: Variant, dtype: torch.dtype) -> nn.Module:
-    """A copy of a float32 module as a variant computes it; parts that the policy keeps stay float32."""
+    """Copy a float32 module as a variant computes it; parts that the policy keeps stay float32."""
     varied = copy.deepcopy(module)
     reduce_precision(varied, replace(policy, reduced=True, norms=variant.norms == "float32"), dtype)
     if variant.norms == "plain":
@@ -155,7 +155,7 @@ def vary(module: nn.Module, policy: Policy, variant: Variant, dtype: torch.dtype
 def measure(
     module: nn.Module, spec: NetworkSpec, policy: Policy, inputs: Mapping[str, Tensor], dtype: torch.dtype
 ) -> list[str]:
-    """One row of the table behind its name: widest norm input, then an error per variant."""
+    """Return one row of the table after its name: the widest norm input, then an error per variant."""
     with widest_norm_input(module) as widest:
         expected = run(module, list(inputs.values()))
     cells = [f"{widest[0]:.0f}" if widest[0] else "no norm"]

@@ -1,1 +1,1 @@
-"""How much memory."""
+"""Memory of long clips."""

@@ -49,7 +49,7 @@ class Measured:
 
 
 def film(frames: int, width: int, height: int) -> Iterator[NDArray[np.uint8]]:
-    """Driving frames, each drawn when it is asked for."""
+    """Driving frames, each drawn on demand."""
     steps = dance(BAR_FRAMES, width / height)
     for number in range(frames):
         yield draw_puppet(steps[number % BAR_FRAMES], height, width)
@@ -81,7 +81,7 @@ def measure(engine_dir: Path, frames: int, place: str, steps: int, controls: tup
 
 
 def stated_bytes(manifest: Manifest, place: str, controls: tuple[str, ...]) -> int:
-    """What every frame takes on device and host together, as the plan of a run says."""
+    """Return the planned bytes of every frame on device and host together."""
     names = [("pose_net", "pose_latents"), *([("motion_encoder", "motion_features")] if "motion" in controls else [])]
     rows = {name: _row(manifest, network, manifest.sizes) for network, name in names}
     plan = estimate_clip(1, manifest.sizes, rows, place)

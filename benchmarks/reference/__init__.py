@@ -1,1 +1,1 @@
-"""The published method in eager PyTorch, in its own order of work: what the benchmarks compare with."""
+"""The published method in eager PyTorch, in its own order of work: the baseline of the benchmarks."""

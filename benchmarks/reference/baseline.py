@@ -1,4 +1,4 @@
-"""Times the published method in eager PyTorch with its own order of work: what everything else here is compared with.
+"""Times the published method in eager PyTorch, in its own order of work: the baseline of all comparisons.
 
     python benchmarks/reference/baseline.py [--json FILE]
     python benchmarks/reference/baseline.py --scale toy --device cpu
@@ -130,7 +130,7 @@ def measure_baseline(
 
 
 class _Measurement:
-    """One run of the method with a stopwatch. One network after the other is on the device, but for the loop's two."""
+    """One timed run of the method. Networks are on the device one by one, except the two of the loop."""
 
     def __init__(self, setting: BaselineSetting, clip: SampleClip, weights: Weights) -> None:
         self._setting, self._clip, self._weights = setting, clip, weights
@@ -151,7 +151,7 @@ class _Measurement:
         return self._result
 
     def _run_stages(self) -> BaselineConditions:
-        """Everything that runs once per clip before the loop."""
+        """Run all stages before the loop, once per clip."""
         setting, clip, device = self._setting, self._clip, self._device
         height, width, track = setting.sizes.height, setting.sizes.width, clip.track
         drawings = self._stage(
@@ -210,7 +210,7 @@ class _Measurement:
                     result.autocast_step, _ = self._time_steps(dispose, noise)
 
     def _time_steps(self, denoiser: BaselineDenoiser, noise: Tensor) -> tuple[StepTimes, Tensor]:
-        """Run the first steps of the schedule; all but those of the warm-up count, and at least one."""
+        """Run the first steps of the schedule; those after the warm-up count, at least one."""
         watch = PartTimer(self._device)
         measured: dict[str, list[float]] = {}
         done = 0
@@ -232,7 +232,7 @@ class _Measurement:
         return time.monotonic() < self._end
 
     def _stage(self, name: str, run: Callable[[], _Result], *, on_host: bool = False) -> _Result:
-        """Time what runs once per clip; what a GPU does runs a second time for that, the first one tunes and loads."""
+        """Time a stage that runs once per clip; on a GPU it runs twice, since the first run tunes and loads."""
         if self._on_gpu and not on_host:
             run()
         self._wait()
@@ -248,7 +248,7 @@ class _Measurement:
 
     @contextmanager
     def _network(self, name: str) -> Iterator[Any]:
-        """One network on the device, freed behind the block."""
+        """Load one network onto the device, and free it after the block."""
         dtype = torch.float32 if name.startswith("cmp_") else self._setting.dtype
         network = load_baseline(name, self._weights, self._device, dtype)
         try:

@@ -24,7 +24,7 @@ CELL_PX = 16
 
 
 class PartTimer:
-    """Seconds of named parts of the work: events on a GPU, which do not stop it, and the clock on the CPU."""
+    """Times named parts of the work, in seconds: by events on a GPU, which do not stall it, by the clock on the CPU."""
 
     def __init__(self, device: str) -> None:
         self._on_gpu = torch.device(device).type == "cuda"
@@ -32,7 +32,7 @@ class PartTimer:
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
-        """Time the block; blocks may lie within each other."""
+        """Time the block; blocks may be nested."""
         start = self._mark()
         yield
         self._marks.append((name, start, self._mark()))
@@ -45,7 +45,7 @@ class PartTimer:
         return event
 
     def take(self) -> dict[str, list[float]]:
-        """Wait for the device; seconds of all parts since the last call, by name, in order."""
+        """Wait for the device, and return the seconds of all parts since the last call, by name, in order."""
         if self._on_gpu:
             torch.cuda.synchronize()
         seconds = defaultdict(list)
@@ -57,7 +57,7 @@ class PartTimer:
 
 @dataclass(frozen=True, eq=False)
 class BaselineConditions:
-    """What the loop reads of a clip, on the device.
+    """A clip's inputs of the loop, on the device.
 
     Attributes:
         track: the followed person; frame 0 is the reference.
@@ -209,7 +209,7 @@ class BaselineDenoiser:
         return latents
 
     def _predict(self, sample: Tensor, timestep: Tensor, tile: Tile, watch: PartTimer) -> Tensor:
-        """Prediction of one tile, [2, tile, 4, h, w]."""
+        """Predict one tile: [2, tile, 4, h, w]."""
         clip, dtype = self._clip, sample.dtype
         slots = torch.from_numpy(tile.frames).long().to(sample.device)
         context = torch.cat([torch.zeros_like(clip.image_embeds), clip.image_embeds]).to(dtype)
@@ -231,13 +231,13 @@ class BaselineDenoiser:
         return predicted
 
     def _flow_of(self, flow: Tensor, slots: Tensor) -> Tensor:
-        """The tile's frames of a flow for both halves, [2 * tile, 2, height, width]; the reference stands still."""
+        """Return the tile's frames of a flow for both halves, [2 * tile, 2, height, width]; the reference has none."""
         moving = flow[slots[1:] - 1]
         frames = torch.cat([torch.zeros_like(moving[:1]), moving])
         return torch.cat([frames] * GUIDANCE_HALVES)
 
     def _points_of(self, adapter: nn.Module, tile: Tile, latent_size: Sequence[int]) -> list[Tensor]:
-        """The tile's pyramid, doubled for both halves."""
+        """Return the tile's pyramid, doubled for both halves."""
         clip, per_cell = self._clip, CELL_PX // 8
         joints, visible = clip.track.joints[tile.frames], clip.track.visible[tile.frames]
         rows, columns = (length // per_cell for length in latent_size)

@@ -27,7 +27,7 @@ from dispose_rt.contract import Sizes
 GUIDANCE_HALVES = 2
 CONDITIONING_SCALE = 1.0
 UNUSED_TIMESTEP, UNUSED_PROMPT = 0, ""
-"""The second DIFT pass: computed, handed on, and never read."""
+"""The second DIFT pass: computed, passed on, and never used."""
 _FEATURE_UP_BLOCKS, _UNUSED_UP_BLOCKS = 2, 3
 _LOG_VARIANCE_LIMITS = (-30.0, 20.0)
 
@@ -142,7 +142,7 @@ class BaselineControlNet(nn.Module):
 def _block_arguments(
     model: Any, sample: Tensor, timestep: Tensor, context: Tensor, added_time_ids: Tensor
 ) -> dict[str, Any]:
-    """What every block reads: time embedding and context once per frame."""
+    """Return the inputs of every block: time embedding and context, once per frame."""
     halves, frames = sample.shape[:2]
     time = model.time_embedding(model.time_proj(timestep.expand(halves)).to(sample.dtype))
     ids = model.add_time_proj(added_time_ids.flatten()).reshape(halves, -1)

@@ -1,4 +1,4 @@
-"""What the baseline is measured at, and what comes out, with the extrapolation to seconds per frame."""
+"""Settings and results of the baseline, with the extrapolation to seconds per frame."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ DISPOSE_STAGES = ("dift", "trajectories", "cmp")
 
 @dataclass(frozen=True)
 class BaselineSetting:
-    """What is measured.
+    """Settings of a measurement.
 
     Attributes:
         device: "cpu" or "cuda".
@@ -96,7 +96,7 @@ class StepTimes:
 
 @dataclass
 class Baseline:
-    """What was measured.
+    """Results of a measurement.
 
     Attributes:
         setting: as asked for.
@@ -133,7 +133,7 @@ class Baseline:
         return self.setting.steps * loop_s + once_s / new_frames
 
     def extrapolated(self) -> dict[str, float | None]:
-        """Seconds per frame, by what runs."""
+        """Return seconds per frame by method."""
         return {
             "DisPose": self.s_per_frame(self.step),
             "DisPose, autocast": self.s_per_frame(self.autocast_step),
@@ -142,12 +142,12 @@ class Baseline:
 
     @property
     def added_factor(self) -> float | None:
-        """How many times as long a frame takes with all that DisPose adds; extrapolated."""
+        """Return the extrapolated ratio of DisPose's time per frame to MimicMotion's."""
         ours, plain = self.s_per_frame(self.step), self.s_per_frame(self.plain_step, plain=True)
         return ours / plain if ours and plain else None
 
     def record(self) -> dict[str, Any]:
-        """Everything, as JSON holds it."""
+        """Return the JSON record."""
         return {
             **asdict(self),
             "torch": torch.__version__,
@@ -193,6 +193,6 @@ class Baseline:
         return lines
 
     def _paper(self, value: float | None) -> str:
-        """The paper's number, where the same was measured."""
+        """Return the paper's number where the same was measured."""
         same = self.setting.scale == "full" and self.setting.sizes == PUBLISHED
         return f"   (paper: {value:.2f})" if same and value else ""

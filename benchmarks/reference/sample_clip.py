@@ -1,4 +1,4 @@
-"""A made-up photo and dancer for benchmarks, of any size and length."""
+"""A synthetic photo and dancer for benchmarks, of any size and length."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _STANDING = np.array(
 
 @dataclass(frozen=True, eq=False)
 class SampleClip:
-    """What comes out of framing, detection and alignment.
+    """The results of framing, detection and alignment.
 
     Attributes:
         image: uint8 [height, width, 3], RGB, the fitted reference.
@@ -40,7 +40,7 @@ class SampleClip:
 
 
 def sample_clip(width: int, height: int, frames: int, seed: int = 0) -> SampleClip:
-    """Make up a photo of noise, and a person who moves by a few per cent per frame; one joint in twenty is missing."""
+    """Draw a photo of noise, and a person who moves by a few per cent per frame; one joint in twenty is missing."""
     rng = np.random.default_rng(seed)
     image = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
     swaying = 0.05 * np.sin(np.arange(frames) / 3)[:, None, None] * rng.uniform(-1, 1, (JOINTS, 2))

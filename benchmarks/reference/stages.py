@@ -1,4 +1,4 @@
-"""What the published method computes once per clip, in its own order of work.
+"""The stages that the published method runs once per clip, in its own order of work.
 
 Where its description leaves something open, the cheaper reading is taken: the autoencoder encodes a DIFT pass's image
 once and not eight times, CMP runs over all frames in one batch, and its batch norms are folded.
@@ -22,7 +22,7 @@ GAUSSIAN_TAPS, GAUSSIAN_SIGMA_PX = 199, 20.0
 
 
 def joints_px(track: Track, height: int, width: int) -> F64:
-    """Joints in pixels within the image, float64 [frames, 18, 2]; a missing joint lies at (0, 0)."""
+    """Return joints in pixels within the image, float64 [frames, 18, 2]; missing joints are at (0, 0)."""
     size = np.array([width, height], np.float64)
     pixels = np.zeros(track.joints.shape)
     for frame, joint in np.argwhere(track.visible):
@@ -126,12 +126,12 @@ def read_joints(features: Tensor, track: Track, height: int, width: int) -> Tens
 
 
 def draw_dift_noises(height: int, width: int, device: str) -> list[Tensor]:
-    """Unit normal draws for both DIFT passes, four times float32 [8, 4, height/8, width/8]."""
+    """Draw unit normal numbers for both DIFT passes: four float32 [8, 4, height/8, width/8]."""
     return [torch.randn(DIFT_ENSEMBLE, 4, height // 8, width // 8, device=device) for _ in range(4)]
 
 
 def signed_pixels(image: U8, device: str) -> Tensor:
-    """uint8 [height, width, 3] -> float32 [1, 3, height, width], -1..1."""
+    """Convert uint8 [height, width, 3] to float32 [1, 3, height, width], -1..1."""
     return torch.from_numpy(image).to(device).permute(2, 0, 1)[None].float() / 127.5 - 1
 
 

@@ -1,1 +1,1 @@
-"""How fast: kernels, networks, a denoising step, whole animations."""
+"""Times of kernels, networks, denoising steps and whole animations."""

@@ -1,4 +1,4 @@
-"""Device time of queued work: a graph replays it, events measure it. The CPU is timed with the same calls."""
+"""Times queued work on the device: a graph replays it, events measure it. The CPU is timed with the same calls."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _TRANSFERS = 4  # several in a row: the start of one hides behind another
 
 
 def time_queued(queue: Callable[[], None], stream: Stream, rounds: int = ROUNDS) -> float:
-    """Median seconds of what `queue()` queues on the stream.
+    """Return the median seconds of the work that `queue()` queues on the stream.
 
     It is captured once and replayed, so that the time to launch from Python is no part of the result; anything that
     synchronizes or allocates fails the capture.
@@ -52,14 +52,14 @@ def _seconds(queue: Callable[[], None], stream: Stream, begin: Event, end: Event
 
 @dataclass(frozen=True)
 class Bandwidth:
-    """Bytes per second that large transfers move within the memory of a device."""
+    """Bandwidth of large transfers within a device's memory, in bytes per second."""
 
     copy: float  # read and written bytes
     fill: float  # written bytes: the limit of kernels that read next to nothing
 
 
 def measure_bandwidth(stream: Stream, rounds: int = ROUNDS) -> Bandwidth:
-    """Copies and fills, of 1 GiB on a GPU, queued one by one: replayed from a graph, copies reached two thirds of it.
+    """Measure copies and fills, of 1 GiB on a GPU, queued one by one: from a graph, copies reached two thirds of it.
 
     Raises:
         OutOfMemoryError: there is no room for two such arrays.
@@ -91,7 +91,7 @@ def measure_bandwidth(stream: Stream, rounds: int = ROUNDS) -> Bandwidth:
 
 
 def cache_bytes(device: Device) -> int:
-    """Size of a GPU's L2 cache; 0 on the CPU, where nothing is done about caches."""
+    """Return the size of a GPU's L2 cache; 0 on the CPU, whose caches are ignored."""
     if not isinstance(device, CudaDevice):
         return 0
     return int(device.call("cudaGetDeviceProperties", device.gpu.index).l2CacheSize)

@@ -50,7 +50,7 @@ WARM_UP, ROUNDS, MEASURE_S = 2, 10, 20.0
 
 @dataclass(frozen=True)
 class Setting:
-    """What is measured."""
+    """Settings of a measurement."""
 
     device: str
     scale: str
@@ -64,7 +64,7 @@ class Setting:
         return DTYPES[self.precision]
 
     def package(self, network: str) -> Path:
-        """Where a package is kept; the name says all that it depends on but the sources."""
+        """Return the path of a package; its name holds everything that it depends on except the sources."""
         where = "sm{}{}".format(*torch.cuda.get_device_capability()) if self.device == "cuda" else "cpu"
         size = f"{self.sizes.width}x{self.sizes.height}x{self.sizes.tile}"
         version = torch.__version__.replace("+", "-")
@@ -73,7 +73,7 @@ class Setting:
 
 @dataclass
 class Measurement:
-    """Numbers of one way; `problem` says why there are none."""
+    """Results of one way; `problem` is the reason where there are none."""
 
     path: str
     problem: str | None = None
@@ -105,7 +105,7 @@ class Measurement:
 
 
 class Budget:
-    """Seconds that are left."""
+    """Return the remaining seconds."""
 
     def __init__(self, seconds: float) -> None:
         self._end = time.monotonic() + seconds
@@ -172,7 +172,7 @@ def _device_name(device: str) -> str:
 
 
 def compile_packages(setting: Setting, budget: Budget, force: bool) -> None:
-    """Compile what is missing, in one process per network; one that is not done in time is ended."""
+    """Compile missing packages, one process per network; processes that exceed the time are ended."""
     context = multiprocessing.get_context("spawn")
     missing = [name for name in DENOISERS if force or not setting.package(name).exists()]
     processes = {name: context.Process(target=_compile, args=(setting, name)) for name in missing}
@@ -244,7 +244,7 @@ def _reported(result: Measurement) -> Iterator[None]:
 
 
 def step_inputs(setting: Setting) -> dict[str, Tensor]:
-    """Inputs of both networks but for the residuals, by name, on the device."""
+    """Return the inputs of both networks except the residuals, by name, on the device."""
     inputs: dict[str, Tensor] = {}
     for network in DENOISERS:
         drawn = sample_inputs(NETWORKS[network], setting.sizes, setting.compute_dtype, {})
@@ -253,7 +253,7 @@ def step_inputs(setting: Setting) -> dict[str, Tensor]:
 
 
 def run_float32(setting: Setting, inputs: dict[str, Tensor]) -> tuple[Tensor, int]:
-    """Run eager PyTorch in float32. Returns the noise prediction, and how many operations a step takes."""
+    """Run eager PyTorch in float32. Returns the noise prediction and the number of operations of a step."""
     upcast = {name: value.float() for name, value in inputs.items()}
     step = TorchStep(_modules(setting, torch.float32), upcast)
     # its algorithms are not worth timing: it runs once
@@ -311,7 +311,7 @@ def _make_step(kind: str, setting: Setting, inputs: dict[str, Tensor]) -> Step:
 
 
 def _memory_in_use(setting: Setting) -> int:
-    """Bytes of the GPU that are taken, what the allocator has reserved included; 0 on the CPU."""
+    """Return the GPU's used bytes, including the allocator's reserve; 0 on the CPU."""
     if setting.device != "cuda":
         return 0
     free, total = torch.cuda.mem_get_info()
@@ -325,7 +325,7 @@ def _release_memory(setting: Setting) -> None:
 
 
 def _timed(run: Callable[[], None], device: str, rounds: int = ROUNDS) -> list[float]:
-    """Seconds of every run after the warm-up; fewer runs where they take long."""
+    """Return the seconds of every run after the warm-up; slow ones run less often."""
     seconds: list[float] = []
     begin = time.perf_counter()
     for turn in range(WARM_UP + rounds):
@@ -350,7 +350,7 @@ def _event() -> Any:
 
 
 def relative_error(ours: Tensor, expected: Tensor) -> float:
-    """Euclidean norm of the difference over that of what is expected."""
+    """Return the Euclidean norm of the difference over that of the expected values."""
     return float(torch.linalg.norm(ours.double() - expected.double()) / torch.linalg.norm(expected.double()))
 
 

@@ -45,7 +45,7 @@ WARM_UP, ROUNDS, MEASURE_S = 2, 10, 20.0
 
 @dataclass(frozen=True)
 class StepTimes:
-    """What was measured of whole steps.
+    """Measurements of whole steps.
 
     Attributes:
         tiles: per step.
@@ -71,7 +71,7 @@ class StepTimes:
 
     @property
     def tile_step_s(self) -> float:
-        """A tile of a step, in the faster way that works."""
+        """Seconds of a tile of a step, in the faster way that works."""
         return (self.queued_s if self.graph_s is None else self.graph_s) / self.tiles
 
     def __str__(self) -> str:
@@ -141,7 +141,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _compare(arguments: argparse.Namespace, manifest: Manifest, device: str, times: StepTimes) -> dict[str, Any]:
-    """Measure the baseline and print the ratio of a tile-step. Returns what goes into the JSON file."""
+    """Measure the baseline and print the ratio of a tile-step. Returns its JSON record."""
     baseline = measure_beside(
         manifest, device, arguments.frames, arguments.overlap, STEPS, GUIDANCE, arguments.baseline_seconds
     )
@@ -151,7 +151,7 @@ def _compare(arguments: argparse.Namespace, manifest: Manifest, device: str, tim
 
 
 def measure_steps(engines: Engines, manifest: Manifest, frames: int, overlap: int) -> StepTimes:
-    """Time steps of a made-up clip.
+    """Time steps of a synthetic clip.
 
     Args:
         engines: of a directory with controlnet and unet.
@@ -223,7 +223,7 @@ class _Steps:
         self._start: F32 = noise * schedule.init_noise_sigma
 
     def first(self, queue: Callable[[], None]) -> tuple[F32, bool]:
-        """Do the first step. Returns the latents behind it, and whether all predictions were finite."""
+        """Do the first step. Returns the latents after it, and whether all predictions were finite."""
         self._begin()
         queue()
         _, latents = self._step.download()
@@ -234,7 +234,7 @@ class _Steps:
         self._stream.synchronize()
 
     def time(self, queue: Callable[[], None]) -> list[float]:
-        """Seconds of the steps behind the warm-up, between events on the device."""
+        """Return the seconds of the steps after the warm-up, between events on the device."""
         self._begin()
         seconds: list[float] = []
         start = time.perf_counter()
@@ -287,7 +287,7 @@ def _draw_inputs(controlnet: Engine, unet: Engine, frames: int, held: ExitStack)
 
 @contextmanager
 def _freed(array: Array) -> Iterator[Array]:
-    """Free an array behind the block."""
+    """Free an array after the block."""
     try:
         yield array
     finally:

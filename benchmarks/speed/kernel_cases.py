@@ -91,13 +91,13 @@ class PlacedCase:
         self.kernel(*self.arguments, stream)
 
     def free(self) -> None:
-        """Give the memory back."""
+        """Free the memory."""
         for array in self.arrays:
             array.free()
 
 
 def make_cases() -> list[KernelCase]:
-    """Every kernel, on random inputs inside the image."""
+    """Return a case per kernel, with random inputs inside the image."""
     rng = np.random.default_rng(0)
     return [*_step_cases(rng), *_scatters(rng), *_motion_cases(rng), *_picture_cases(rng)]
 
@@ -275,6 +275,6 @@ def _window_taps(count: int, start: int) -> Buffer:
 
 
 def _queue_letterbox(image: Array, rows: Array, columns: Array, target: Array, width: int, *sizes: Any) -> None:
-    """The kernel alone: its wrapper copies the tables each time, which cannot be captured."""
+    """Call the kernel itself: its wrapper copies the tables each time, which cannot be captured."""
     *lengths, stream = sizes
     stream.device.launch("letterbox", (image, rows, columns, target, width, *lengths), stream)

@@ -31,7 +31,7 @@ CPU_ROUNDS, LAUNCHES, CACHE_MULTIPLE = 9, 24, 4
 
 @dataclass(frozen=True)
 class Timing:
-    """What was measured of one kernel.
+    """Measurements of one kernel.
 
     Attributes:
         name: of the case.
@@ -72,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(device: Device) -> dict[str, Any]:
-    """Measure and print. Returns what goes into the JSON file."""
+    """Measure and print. Returns the JSON record."""
     on_gpu = isinstance(device, CudaDevice)
     cpu = open_device("cpu")
     stream, cpu_stream = device.stream(), cpu.stream()
@@ -106,7 +106,7 @@ def _name(device: Device) -> str:
 
 
 def time_case(case: KernelCase, stream: Stream, rounds: int) -> float:
-    """Median seconds of a launch; on a GPU over rotating copies of its arguments.
+    """Return the median seconds of a launch; on a GPU over rotating copies of its arguments.
 
     Raises:
         DeviceError: the kernel cannot be captured, or fails.

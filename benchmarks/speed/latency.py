@@ -63,7 +63,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def _problems(options: argparse.Namespace, plan: Plan, sizes: Sizes) -> Iterator[str]:
-    """What `dispose-rt bench` does not look at."""
+    """Options that `dispose-rt bench` does not have."""
     scale = scale_of(sizes)
     if options.scale not in (None, scale):
         yield f"--scale is {options.scale}; these engines are of {scale or 'another'} scale"
@@ -74,7 +74,7 @@ def _problems(options: argparse.Namespace, plan: Plan, sizes: Sizes) -> Iterator
 
 
 def _baseline_problems(plan: Plan, sizes: Sizes) -> Iterator[str]:
-    """What keeps the baseline from running, as far as it is known before the runs."""
+    """Return the reasons, known before the runs, why the baseline cannot run."""
     if scale_of(sizes) is None:
         yield "the engines' width is neither the published nor the toys': build some with --random-weights"
     if plan.steps < 2:
@@ -88,7 +88,7 @@ def _baseline_problems(plan: Plan, sizes: Sizes) -> Iterator[str]:
 
 
 def compare(options: argparse.Namespace, manifest: Manifest, record: dict[str, Any]) -> dict[str, Any]:
-    """Run the published method beside what was measured, and print both. Returns what goes into the JSON file.
+    """Run the published method beside the measured runs, and print both. Returns the JSON record.
 
     Raises:
         InputError: the published method cannot run such a clip.

@@ -21,14 +21,14 @@ SCALES = {
 
 
 def scale_of(sizes: Sizes) -> str | None:
-    """Which widths engines have: "full", "toy", or None for others."""
+    """Return the scale of the engines' widths: "full", "toy", or None for others."""
     wanted = (sizes.channels, sizes.embed)
     return next((scale for scale, one in SCALES.items() if (one.channels, one.embed) == wanted), None)
 
 
 @dataclass(frozen=True)
 class Ours:
-    """What of ours is compared.
+    """Our side of the comparison.
 
     Attributes:
         tile_step_s: seconds of the denoising loop by steps and tiles.
@@ -41,7 +41,7 @@ class Ours:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Both sides."""
+    """Both sides of a comparison."""
 
     baseline: Baseline
     ours: Ours
@@ -59,7 +59,7 @@ class Comparison:
         return seconds / self.ours.s_per_frame if seconds and self.ours.s_per_frame else None
 
     def record(self) -> dict[str, Any]:
-        """As JSON holds it."""
+        """Return the JSON record."""
         return {
             **self.baseline.record(),
             "ours": asdict(self.ours),

@@ -1,4 +1,4 @@
-"""Prints seconds per stage of the demo's run, and how much faster the kernels are than the reference's algorithms.
+"""Prints seconds per stage of the demo's run, and the speed-up of the kernels over the reference's algorithms.
 
     make demo && python benchmarks/speed/stages.py
 
@@ -190,7 +190,7 @@ def dancing_track() -> Track:
 
 
 class StandIn(Engine):
-    """A network on the CPU whose outputs are whatever its arrays hold."""
+    """A network on the CPU whose outputs are the contents of its arrays."""
 
     def __init__(self, name: str, stream: Stream) -> None:
         super().__init__(name, Sizes(WIDTH, HEIGHT), "float32", stream.device, stream)

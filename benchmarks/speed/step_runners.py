@@ -32,14 +32,14 @@ class Step(Protocol):
         """The two networks alone."""
 
     def noise_pred(self) -> Tensor:
-        """What the last run computed."""
+        """Return the result of the last run."""
 
     def close(self) -> None:
-        """Free what it holds."""
+        """Free its memory."""
 
 
 class TorchStep:
-    """Anything that is called with tensors in the contract's order: modules, or loaded packages.
+    """A callable of tensors in the contract's order: a module, or a loaded package.
 
     Args:
         networks: the ControlNet, which returns 13 residuals, and the UNet, which returns the noise prediction, or a
@@ -72,13 +72,13 @@ class TorchStep:
         return {"controlnet": self._run_controlnet, "unet": self._run_unet}
 
     def noise_pred(self) -> Tensor:
-        """What the last run computed."""
+        """Return the result of the last run."""
         answer = self._noise_pred
         noise: Tensor = answer if isinstance(answer, Tensor) else answer[0]
         return noise
 
     def close(self) -> None:
-        """Forget networks and tensors."""
+        """Release networks and tensors."""
         self._controlnet = self._unet = _closed
         self._for_controlnet = self._for_unet = []
         self._residuals, self._noise_pred = (), None
@@ -102,7 +102,7 @@ def load_packages(paths: Sequence[Path], device: str) -> list[Network]:
 
 
 def _on_contiguous(package: LoadedPackage) -> Network:
-    """A package reads contiguous tensors; what another one wrote may lie channels-last."""
+    """Make tensors contiguous, as packages read them; outputs of other packages may be channels-last."""
     return lambda *inputs: package.run([tensor.contiguous() for tensor in inputs])
 
 
@@ -131,7 +131,7 @@ class EngineStep:
             torch.cuda.synchronize()
 
     def run(self) -> None:
-        """Queue it behind the current stream of PyTorch, which waits for it."""
+        """Queue it after the work of PyTorch's current stream, which then waits for it."""
         self._in_turn(self._enqueue)
 
     def _enqueue(self) -> None:
@@ -167,7 +167,7 @@ class EngineStep:
         return lambda: self._in_turn(lambda: graph.launch(self._loader.stream))
 
     def noise_pred(self) -> Tensor:
-        """What the last run computed."""
+        """Return the result of the last run."""
         noise: Tensor = view_as_tensor(torch, self._unet.tensor("noise_pred"))
         return noise
 
@@ -180,7 +180,7 @@ class EngineStep:
 
 
 def captured(step: Step) -> Callable[[], None]:
-    """Capture a step into a CUDA graph. What synchronizes cannot be captured.
+    """Capture a step into a CUDA graph; work that synchronizes cannot be captured.
 
     Returns:
         A function that replays it on the current stream; `step.noise_pred()` is written by every replay.

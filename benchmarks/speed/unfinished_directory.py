@@ -25,7 +25,7 @@ _PRECISIONS = {dtype: precision for precision, dtype in COMPUTE_DTYPES.items()}
 
 
 def read_directory(folder: Path) -> Manifest:
-    """Read the manifest of an engine directory, or make up one for controlnet and unet where it is not there yet.
+    """Read the manifest of an engine directory, or compose one of controlnet and unet where it is missing.
 
     Args:
         folder: written by `dispose-rt build`, also with `--backend aotinductor --only controlnet,unet`.
@@ -64,7 +64,7 @@ def _read_record(folder: Path, network: str) -> NetworkRecord:
 
 
 def _sizes_of(labels: Mapping[str, PackageLabel]) -> Sizes:
-    """What the packages' tensors say; what these networks do not have stays as published."""
+    """Return the sizes of the packages' tensors; sizes that these networks lack stay as published."""
     controlnet = labels["controlnet"].signature
     tile, _, height, width = _static(controlnet["latents"][1])
     channels = [_static(controlnet[f"point_features_{level}"][1])[1] for level in range(POSE_LEVELS)]

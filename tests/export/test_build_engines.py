@@ -13,6 +13,7 @@ import onnxruntime
 import pytest
 import torch
 from dispose_rt_export.build import network as network_build
+from dispose_rt_export.build import plan as build_plan
 from dispose_rt_export.build import records as build_records
 from dispose_rt_export.build.plan import RECIPES, BuildTarget, plan_network
 from dispose_rt_export.build.records import clear_leftovers
@@ -146,6 +147,21 @@ def test_a_rebuild_removes_the_manifest_first(golden_checkpoint, tmp_path):
     (tmp_path / "e" / FILE_NAME).write_text("{}")
     build_small(golden_checkpoint, tmp_path / "e", only=("point_encoder",))
     assert not (tmp_path / "e" / FILE_NAME).exists()
+
+
+def test_a_changed_source_is_a_changed_build(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a network, a pass, and a backend's own part of the runtime, by the backends that it concerns."""
+    hash_sources, read = build_plan._source_hash.__wrapped__, Path.read_bytes
+    concerned = {
+        "unet.py": {"onnxruntime", "tensorrt_rtx", "aotinductor"},
+        "graph_passes.py": {"onnxruntime", "tensorrt_rtx"},
+        "tensorrt_flavour.py": {"tensorrt_rtx"},
+        "aotinductor.py": {"aotinductor"},
+    }
+    before = {backend: hash_sources(backend) for backend in ("onnxruntime", "tensorrt_rtx", "aotinductor")}
+    for name, backends in concerned.items():
+        monkeypatch.setattr(Path, "read_bytes", lambda path, name=name: read(path) + b"#" * (path.name == name))
+        assert {backend for backend in before if hash_sources(backend) != before[backend]} == backends, name
 
 
 @pytest.mark.parametrize("force", [False, True])

@@ -75,7 +75,7 @@ def test_frames(name: str, golden_trace: Callable[..., Trace]) -> None:
     assert (difference <= 2).mean() >= 0.999
 
 
-@pytest.mark.parametrize("name", ["one_tile_64", "tiles_128x192"])
+@pytest.mark.parametrize("name", ["one_tile_64", pytest.param("tiles_128x192", marks=pytest.mark.slow)])
 def test_half_precision_run(name: str, golden_trace: Callable[..., Trace]) -> None:
     case, trace = GoldenCase(name), golden_trace(name, "fp16")
     predictions = guided_predictions(trace, case.guidance)

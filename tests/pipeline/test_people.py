@@ -84,12 +84,11 @@ def test_the_most_prominent_of_two_people_is_followed(engines: Path) -> None:
     assert (other[1:] != expected[1:]).any(axis=(1, 2, 3)).all()
 
 
-SIZES = ((64, 128), (128, 64))
-"""Engines of a third size take another minute: the square is among the slow tests."""
+SIZES = ((64, 128), (64, 64))
 
 
-@pytest.mark.parametrize(("width", "height"), [*SIZES, pytest.param(128, 128, marks=pytest.mark.slow)])
-def test_portrait_landscape_and_square(toy_engines: Callable[[int, int], Path], width: int, height: int) -> None:
+@pytest.mark.parametrize(("width", "height"), [*SIZES, pytest.param(128, 64, marks=pytest.mark.slow)])
+def test_portrait_square_and_landscape(toy_engines: Callable[[int, int], Path], width: int, height: int) -> None:
     trace = run(toy_engines(width, height), ref=photo(width, height), video=film(4), controls=("motion", "points"))
     assert trace.animation.frames.shape == (4, height, width, 3)
     assert trace.seen["poses"][0][1:].any(axis=(1, 2, 3)).all()
@@ -98,8 +97,8 @@ def test_portrait_landscape_and_square(toy_engines: Callable[[int, int], Path], 
 def test_a_parent_directory_serves_every_aspect(toy_engines: Callable[[int, int], Path]) -> None:
     [parent] = {toy_engines(width, height).parent for width, height in SIZES}
     with Animator(parent) as animator:
-        for width, height in ((150, 300), (300, 150), (300, 200)):
+        for width, height in ((150, 300), (300, 300), (300, 150)):
             frames = animator.run(
                 photo(width, height), film(1), steps=1, overlap=1, stride=1, progress=False, controls=()
             ).frames
-            assert frames.shape[1:3] == ((128, 64) if width < height else (64, 128))
+            assert frames.shape[1:3] == ((128, 64) if width < height else (64, 64))

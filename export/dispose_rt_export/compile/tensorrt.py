@@ -5,7 +5,6 @@ Networks are strongly typed: the graph says which precision each node computes i
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from dispose_rt.contract import NetworkSpec, Sizes
 from dispose_rt.engines.backends.tensorrt_flavour import Flavour, load_flavour, name_dimensions
 from dispose_rt.engines.signature import Signature, signature_differences
 from dispose_rt.errors import EngineError, VerificationError
+from dispose_rt.system.files import atomic_write
 from dispose_rt.system.sealed_file import read_sealed, write_sealed
 
 Progress = Callable[[str, int, int], None]
@@ -216,10 +216,5 @@ def _explain_failure(backend: Flavour, spec: NetworkSpec, quoted: str) -> str:
 
 
 def _write(plan: Any, output: Path) -> None:
-    temporary = output.with_name(f"{output.name}.{os.getpid()}.part")
-    try:
-        with temporary.open("wb") as file:
-            file.write(memoryview(plan))
-        temporary.replace(output)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with atomic_write(output) as file:
+        file.write(memoryview(plan))

@@ -22,7 +22,7 @@ from dispose_rt.engines.backends.aotinductor import AotInductorEngine, AotInduct
 from dispose_rt.errors import DeviceError, EngineError, InputError, VerificationError
 from tests.engines.aotinductor_packages import build_module, compile_once, manifest_for, small_sizes
 
-POINTS, MOTION, DECODER = "point_encoder", "motion_encoder", "vae_decoder"
+POINTS, MOTION = "point_encoder", "motion_encoder"
 Packages = Callable[..., Path]
 
 
@@ -66,9 +66,7 @@ def as_arrays(inputs: dict[str, Tensor]) -> dict[str, np.ndarray]:
     return {name: tensor.numpy() for name, tensor in inputs.items()}
 
 
-@pytest.mark.parametrize(
-    ("network", "lengths"), [(POINTS, (1, 2, 18, 256)), (MOTION, (1, 2, 3, 4)), (DECODER, (1, 2, 3))]
-)
+@pytest.mark.parametrize(("network", "lengths"), [(POINTS, (1, 2, 18, 256)), (MOTION, (1, 2, 3, 4))])
 def test_every_length_computes_what_pytorch_does(
     network: str,
     lengths: tuple[int, ...],
@@ -107,7 +105,7 @@ def test_half_precision_on_the_cpu(
 
 
 class Recorder:
-    """Stands in for a loaded package: keeps what it is given, and answers zeros."""
+    """Stands in for a loaded package: keeps its inputs, and returns zeros."""
 
     def __init__(self) -> None:
         self.seen: list[Tensor] = []
@@ -135,12 +133,12 @@ def test_bfloat16_is_rounded_to_the_nearest_even(packages: Packages) -> None:
     np.testing.assert_array_equal(engine.read("pose_latents"), seen.float().numpy())
 
 
-def test_answers_of_other_shapes_are_refused(packages: Packages) -> None:
+def test_outputs_of_other_shapes_are_refused(packages: Packages) -> None:
     sizes, package = Sizes(64, 64, tile=3), Recorder()
     manifest = manifest_for(packages(POINTS), "unet", sizes)
     engine = AotInductorEngine(AotInductorLoader(manifest, "cpu"), manifest, "unet", package)  # type: ignore[arg-type]
     inputs = as_arrays(sample_inputs(NETWORKS["unet"], sizes, "float32", {}))
-    with pytest.raises(EngineError, match=r"unet answered tensors of \[\(2, 4, 4, 8, 8\)\], expected \[\(2, 3, "):
+    with pytest.raises(EngineError, match=r"unet returned tensors of \[\(2, 4, 4, 8, 8\)\], expected \[\(2, 3, "):
         engine.run(inputs)
 
 
@@ -196,12 +194,12 @@ def test_what_is_closed_says_so(packages: Packages, sizes: Sizes) -> None:
 
 
 def test_threads_wait_for_each_other(engines: Callable[..., AotInductorEngine], sizes: Sizes) -> None:
-    engine, inputs = engines(DECODER), [as_arrays(draw(DECODER, sizes, length)) for length in (1, 2, 3)]
-    expected = [engine.run(one)["frames"] for one in inputs]
+    engine, inputs = engines(MOTION), [as_arrays(draw(MOTION, sizes, length)) for length in (1, 2, 3)]
+    expected = [engine.run(one)["motion_features"] for one in inputs]
     actual: list[Any] = [None] * 3
 
     def work(index: int) -> None:
-        actual[index] = engine.run(inputs[index])["frames"]
+        actual[index] = engine.run(inputs[index])["motion_features"]
 
     threads = [threading.Thread(target=work, args=(index,)) for index in range(3)]
     for thread in threads:

@@ -43,7 +43,7 @@ def sizes(golden_checkpoint: Path) -> Sizes:
 
 @pytest.fixture(scope="session")
 def loaders(golden_checkpoint: Path, kept_folder: Path, sizes: Sizes) -> Callable[[str, str], AotInductorLoader]:
-    """`loaders(network, precision)` compiles a network (once) and answers the loader of its directory."""
+    """`loaders(network, precision)` compiles a network (once) and returns the loader of its directory."""
 
     def open_(network: str, precision: str) -> AotInductorLoader:
         compute_dtype = COMPUTE_DTYPES[precision]

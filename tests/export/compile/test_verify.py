@@ -18,6 +18,7 @@ from dispose_rt_export.compile.verify import (
     comparison_sizes,
     expected_outputs,
     read_cases,
+    relative_error,
 )
 from onnx import TensorProto, numpy_helper
 from onnxscript.rewriter.rules.common import slice_split_rule
@@ -134,6 +135,20 @@ def test_widened_graph_computes_in_float32_from_the_stored_weights(tmp_path: Pat
     values = (*model.graph.input, *model.graph.output, *model.graph.value_info)
     assert not {value.type.tensor_type.elem_type for value in values} & reduced
     assert uses_bfloat16(widened)
+
+
+def test_relative_errors_of_zeros_and_of_what_cannot_be_compared() -> None:
+    ones, zeros, inf = np.ones(3, np.float32), np.zeros(3, np.float32), float("inf")
+    pairs = [(zeros, zeros), (1.5 * ones, ones), (ones, zeros), (ones[:2], ones), (ones * np.nan, ones)]
+    assert [relative_error(*pair) for pair in pairs] == [0, 0.5, inf, inf, inf]
+
+
+def test_the_dtype_of_weights_is_read_without_the_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnx_export, "EXTERNAL_DATA_BYTES", 0)
+    path = tmp_path / "network.onnx"
+    export_onnx(Network().bfloat16().eval(), SPEC, SIZES, "bfloat16", path)
+    path.with_name("network.onnx.data").unlink()
+    assert uses_bfloat16(path)
 
 
 def test_large_sizes_are_compared_at_small_ones() -> None:
