@@ -453,6 +453,7 @@ def test_the_bar_shows_bytes_and_the_file(monkeypatch: pytest.MonkeyPatch) -> No
         with _Bar(quiet) as bar:
             bar("hash", "a/first.bin", 10, 10)
             bar("download", "a/first.bin", 0, 200)
+            bar("download", "a/first.bin", 50, 200)
             bar("download", "a/second.bin", 150, 200)
             bar._bar and bar._bar.refresh()
         shown.append(sys.stderr.getvalue())
