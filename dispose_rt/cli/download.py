@@ -198,7 +198,7 @@ class _Bar:
         """Show how much of a stage is done, and which file it is at."""
         if not self._live:
             return
-        if self._bar is None or self._bar.desc != f"{stage}: " or done_bytes < self._bar.n:
+        if self._bar is None or self._bar.desc != stage or done_bytes < self._bar.n:
             from tqdm import tqdm
 
             self.__exit__()

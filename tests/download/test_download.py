@@ -451,9 +451,15 @@ def test_the_bar_shows_bytes_and_the_file(monkeypatch: pytest.MonkeyPatch) -> No
     for quiet in (False, True):
         monkeypatch.setattr(sys, "stderr", Terminal())
         with _Bar(quiet) as bar:
-            bar("hash", "a/first.bin", 10, 10)
-            bar("download", "a/first.bin", 0, 200)
-            bar("download", "a/second.bin", 150, 200)
+            drawn = []
+            for stage, file, done, total in (
+                ("hash", "a/first.bin", 10, 10),
+                ("download", "a/first.bin", 50, 200),
+                ("download", "a/second.bin", 150, 200),
+            ):
+                bar(stage, file, done, total)
+                drawn.append(bar._bar)
+            assert quiet or (drawn[0] is not drawn[1] and drawn[1] is drawn[2])  # one bar per stage: its pace goes on
             bar._bar and bar._bar.refresh()
         shown.append(sys.stderr.getvalue())
     assert "hash" in shown[0]

@@ -92,8 +92,9 @@ def write_placeholders(folder: Path, size_bytes: int = 3000) -> Path:
 def serving(repos: Mapping[str, FakeRepo]) -> Iterator[FakeHub]:
     """Serve repositories until the block ends."""
     hub = FakeHub(dict(repos))
-    servers = [_Server(("127.0.0.1", 0), type("Handler", (base,), {"hub": hub})) for base in (_Hub, _Store)]
-    hub.endpoint, hub.store = (f"http://127.0.0.1:{server.server_address[1]}" for server in servers)
+    hosts = (("127.0.0.1", _Hub), ("127.0.0.2", _Store))  # clients follow redirects to the same host in other ways
+    servers = [_Server((host, 0), type("Handler", (base,), {"hub": hub})) for host, base in hosts]
+    hub.endpoint, hub.store = (f"http://{server.server_address[0]}:{server.server_address[1]}" for server in servers)
     threads = [threading.Thread(target=server.serve_forever, args=(0.01,)) for server in servers]
     for thread in threads:
         thread.start()
