@@ -59,9 +59,9 @@ def _without(monkeypatch: pytest.MonkeyPatch, hidden: str) -> Iterator[None]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setattr(builtins, "__import__", refuse)
     yield
-    monkeypatch.undo()
     for name in [name for name in sys.modules if name.partition(".")[0] == "dispose_rt_export"]:
         del sys.modules[name]  # half-imported
+    monkeypatch.undo()  # with the modules that other tests hold
 
 
 def test_build_without_torch_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
