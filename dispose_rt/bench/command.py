@@ -161,8 +161,8 @@ def read_plan(options: argparse.Namespace, manifest: Manifest) -> Plan:
     if options.plot is not None:
         if options.plot.suffix.lower() != ".png":
             raise OutputError(f"--plot is {options.plot}; pass a name that ends in .png")
-        check_matplotlib()
         _check_writable(options.plot, options)
+        check_matplotlib()
     return plan
 
 

@@ -60,7 +60,7 @@ def check_matplotlib() -> None:
         InputError: it is not installed, or cannot be imported; names the command that installs it.
     """
     try:
-        import matplotlib.backends.backend_agg  # noqa: F401
+        import matplotlib  # noqa: F401 - and no more: its fonts are listed, and the list is cached, when it draws
     except ImportError as error:
         raise InputError(
             f"--plot needs the Python package 'matplotlib', which cannot be imported ({error}); install it: "

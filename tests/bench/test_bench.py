@@ -187,7 +187,7 @@ def test_the_plot_shows_the_record(measured: dict[str, Any], tmp_path: Path) -> 
 def test_a_plot_without_matplotlib_is_refused_before_the_runs(
     bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "matplotlib.backends.backend_agg", None)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(InputError, match=r"pip install 'dispose-rt\[bench\]'"):
         bench.run("--plot", str(tmp_path / "new.png"))
     assert bench.measured == 0

@@ -31,7 +31,7 @@ def test_misused_commands(capsys: Captured) -> None:
         "inspect": "usage: dispose-rt inspect",
         "animate": "usage: dispose-rt animate",
         "--fast": "",
-        "--quiet animate": "name the command first",
+        "--quiet animate": "unrecognized arguments: --quiet",
         "animte": "unknown command 'animte'; did you mean animate?",
         "Doctor": "unknown command 'Doctor'; did you mean doctor?",
         "xyzzy": "unknown command 'xyzzy'; choose from animate, build, download, bench, inspect, doctor, page",

@@ -20,7 +20,7 @@ from . import materials
 from .materials import PDF, closed, cut, film, folder, loop, picture, pipe, png, put, song
 
 NOWHERE = draw_backdrop(48, 32)
-REBUILD = r"export/build_engines\.py --weights WEIGHTS --output"
+REBUILD = "dispose-rt build --weights WEIGHTS --output"
 Make = Callable[[Path, Any], dict[str, Any]]
 
 

@@ -73,7 +73,7 @@ COMMANDS = [
     command("inspect a null byte", lambda at, shop: ["a\0b"], "is not a directory", REBUILD),
     command("inspect an endless name", lambda at, shop: ["a" * 300], "name too long", "name and permissions"),
     command("inspect damaged", lambda at, shop: ["--verify", _damaged(at, shop)], "unet.onnx has 1 bytes", REBUILD),
-    command("doctor missing", lambda at, shop: [at / "no"], "is not a directory", "dispose-rt build|build_engines"),
+    command("doctor missing", lambda at, shop: [at / "no"], "is not a directory", "dispose-rt build"),
     command("doctor damaged", lambda at, shop: [_damaged(at, shop)], "unet.onnx has 1 bytes", REBUILD),
     command("doctor device", lambda at, shop: ["--device", "tpu"], "device 'tpu' is not known", "pass auto"),
     command(
