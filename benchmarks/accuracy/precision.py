@@ -23,7 +23,7 @@ from pathlib import Path
 from unittest import mock
 
 import torch
-from dispose_rt_export.build.plan import RECIPES
+from dispose_rt_export.builds.plan import RECIPES
 from dispose_rt_export.checkpoints import Checkpoint, Weights
 from dispose_rt_export.command import parse_only, parse_size, sizes_of
 from dispose_rt_export.compile.precision import NORMS, POLICIES, Float32Layer, Policy, reduce_precision

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel, UNetSpatioTemporalConditionModel
 from diffusers.models.attention import TemporalBasicTransformerBlock
-from dispose_rt_export.build.plan import RECIPES
+from dispose_rt_export.builds.plan import RECIPES
 from dispose_rt_export.checkpoints import Weights, load_strict
 from dispose_rt_export.networks.dift import PROMPT, TIMESTEP, embed_prompt, rename_old_attention
 from dispose_rt_export.networks.motion_encoder import MotionEncoder

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from dispose_rt_export.build.records import FOLDER
+from dispose_rt_export.builds.records import FOLDER
 
 from dispose_rt.contract import POSE_LEVELS, SchedulerConstants, Sizes
 from dispose_rt.engines.backends.aotinductor_package import PackageLabel, read_label

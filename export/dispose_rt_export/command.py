@@ -33,11 +33,19 @@ from dispose_rt.engines.manifest import (
 )
 from dispose_rt.errors import DisposeError, InputError, ManifestError
 
-from .build.network import TIMING_CACHE, build_network
-from .build.plan import SUFFIXES, BuildTarget, NetworkPlan, backend_versions, build_versions, check_output, plan_network
-from .build.progress import BuildProgress, BuildSummary
-from .build.records import FOLDER, WORKER, clear_leftovers, exclusive, finished_record, prune_files, reuse_sibling
-from .build.worker import BuildWorker
+from .builds.network import TIMING_CACHE, build_network
+from .builds.plan import (
+    SUFFIXES,
+    BuildTarget,
+    NetworkPlan,
+    backend_versions,
+    build_versions,
+    check_output,
+    plan_network,
+)
+from .builds.progress import BuildProgress, BuildSummary
+from .builds.records import FOLDER, WORKER, clear_leftovers, exclusive, finished_record, prune_files, reuse_sibling
+from .builds.worker import BuildWorker
 from .checkpoints import Checkpoint, Weights
 from .compile.aotinductor import package_target
 from .synthetic.random_weights import RandomWeights

@@ -20,7 +20,7 @@ from tests.kernels.targets import Target, cpu_target
 
 torch = pytest.importorskip("torch")
 
-from dispose_rt_export.build.plan import RECIPES  # noqa: E402
+from dispose_rt_export.builds.plan import RECIPES  # noqa: E402
 from dispose_rt_export.checkpoints import Checkpoint  # noqa: E402
 from dispose_rt_export.synthetic.configs import configs_of  # noqa: E402
 from dispose_rt_export.synthetic.random_weights import RandomWeights  # noqa: E402

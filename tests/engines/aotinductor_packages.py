@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from dispose_rt_export.build.plan import RECIPES
+from dispose_rt_export.builds.plan import RECIPES
 from dispose_rt_export.checkpoints import Checkpoint
 from dispose_rt_export.command import sizes_of
 from dispose_rt_export.compile import aotinductor

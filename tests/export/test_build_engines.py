@@ -12,12 +12,12 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from dispose_rt_export.build import network as network_build
-from dispose_rt_export.build import plan as build_plan
-from dispose_rt_export.build import records as build_records
-from dispose_rt_export.build.plan import RECIPES, BuildTarget, plan_network
-from dispose_rt_export.build.records import clear_leftovers
-from dispose_rt_export.build.worker import BuildWorker
+from dispose_rt_export.builds import network as network_build
+from dispose_rt_export.builds import plan as build_plan
+from dispose_rt_export.builds import records as build_records
+from dispose_rt_export.builds.plan import RECIPES, BuildTarget, plan_network
+from dispose_rt_export.builds.records import clear_leftovers
+from dispose_rt_export.builds.worker import BuildWorker
 from dispose_rt_export.checkpoints import Checkpoint
 from dispose_rt_export.command import (
     build_engines,

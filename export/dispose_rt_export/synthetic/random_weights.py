@@ -124,7 +124,7 @@ def random_module(
     Returns:
         The module in evaluation mode, with the contract's inputs in order as arguments.
     """
-    from ..build.plan import RECIPES
+    from ..builds.plan import RECIPES
 
     module = RECIPES[network].build(RandomWeights(scale, device=device)).eval().requires_grad_(False)
     return apply_precision(module, network, str(dtype).removeprefix("torch."))

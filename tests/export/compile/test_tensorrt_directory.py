@@ -10,8 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from dispose_rt_export.build import network as network_build
-from dispose_rt_export.build.plan import RECIPES, NetworkPlan
+from dispose_rt_export.builds import network as network_build
+from dispose_rt_export.builds.plan import RECIPES, NetworkPlan
 from dispose_rt_export.checkpoints import Weights
 from dispose_rt_export.command import build_engines
 from dispose_rt_export.compile.precision import FLOAT32_ALWAYS

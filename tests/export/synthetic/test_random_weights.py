@@ -11,7 +11,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from dispose_rt_export.build.plan import RECIPES
+from dispose_rt_export.builds.plan import RECIPES
 from dispose_rt_export.checkpoints import COMPONENTS, CONFIG_FILES, FILES, Checkpoint
 from dispose_rt_export.compile.trace import sample_inputs
 from dispose_rt_export.synthetic.random_weights import RandomWeights, random_module

@@ -11,7 +11,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from dispose_rt_export.build.plan import RECIPES
+from dispose_rt_export.builds.plan import RECIPES
 from dispose_rt_export.checkpoints import FILES, Checkpoint
 from dispose_rt_export.synthetic.toy_checkpoint import write_toy_checkpoint
 from dispose_rt_export.synthetic.toy_weights import draw_tensors

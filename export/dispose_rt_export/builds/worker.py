@@ -31,7 +31,7 @@ RESTART_ABOVE_BYTES = 2 << 30
 
 _PACKAGES = [str(Path(dispose_rt.__file__).parents[1]), str(Path(__file__).parents[2])]
 """Folders that the process imports the two packages from, where they are not installed."""
-_BOOTSTRAP = "import sys; from dispose_rt_export.build.worker import serve; serve(int(sys.argv[1]))"
+_BOOTSTRAP = "import sys; from dispose_rt_export.builds.worker import serve; serve(int(sys.argv[1]))"
 
 
 class BuildWorker:

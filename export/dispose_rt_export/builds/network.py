@@ -12,21 +12,21 @@ from typing import Any, TypeAlias, TypeVar
 import torch
 from torch import nn
 
-from dispose_rt.engines.backends.tensorrt_flavour import FLAVOURS
 from dispose_rt.contract import Sizes
-from dispose_rt.errors import EngineError
+from dispose_rt.engines.backends.tensorrt_flavour import FLAVOURS
 from dispose_rt.engines.manifest import NetworkRecord, Signature, record_file
 from dispose_rt.engines.signature import contract_signature
+from dispose_rt.errors import EngineError
 
+from ..checkpoints import Weights
 from ..compile.aotinductor import compare_package, compile_package
+from ..compile.precision import apply_precision
+from ..compile.tensorrt import build_plan
+from ..compile.trace import export_onnx
+from ..compile.verify import compare_onnx, comparison_sizes, expected_outputs
 from .plan import RECIPES, NetworkPlan, resolve_shapes
 from .records import FAILED, forget_record, scratch_folder, share_files, write_record
 from .worker import BuildWorker, report
-from ..checkpoints import Weights
-from ..compile.trace import export_onnx
-from ..compile.precision import apply_precision
-from ..compile.tensorrt import build_plan
-from ..compile.verify import compare_onnx, comparison_sizes, expected_outputs
 
 WIDE_CHANNELS = 128
 """Channels of the outermost level from which networks are handled in a process of their own."""

@@ -81,7 +81,9 @@ class BuildProgress:
         self._current = ""
         self._network_start = self._start
         self._step = ""
-        self._line = tqdm(bar_format="{desc}{bar}", file=sys.stdout, disable=None, leave=False, dynamic_ncols=True, delay=1e9)
+        self._line = tqdm(
+            bar_format="{desc}{bar}", file=sys.stdout, disable=None, leave=False, dynamic_ncols=True, delay=1e9
+        )
         self._stop = threading.Event()
         self._ticker = threading.Thread(target=self._tick, name="build-progress", daemon=True)
 

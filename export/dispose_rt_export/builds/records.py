@@ -15,8 +15,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from dispose_rt.errors import ManifestError
 from dispose_rt.engines.manifest import FileRecord, NetworkRecord, parse_network_record, record_file, stamp_of
+from dispose_rt.errors import ManifestError
 from dispose_rt.system.files import atomic_write
 
 from .plan import NetworkPlan
@@ -95,7 +95,7 @@ def forget_record(output: Path, network: str) -> None:
 
 
 def reuse_sibling(plan: NetworkPlan, output: Path) -> NetworkRecord | None:
-    """Reuse a network of a directory beside this one that was built from the same ingredients, by hard link if possible.
+    """Reuse a network of a directory beside this one built from the same ingredients, by hard link if possible.
 
     Directories share networks that do not depend on their size or precision: CLIP, CMP, the pose networks and more.
     """

@@ -14,13 +14,15 @@ from torch import Tensor, nn
 
 import dispose_rt
 from dispose_rt import contract
+from dispose_rt.contract import NETWORKS, NetworkSpec, Sizes
 from dispose_rt.engines.backends import aotinductor_package, tensorrt_flavour
 from dispose_rt.engines.backends.tensorrt_flavour import FLAVOURS, tensorrt_version
-from dispose_rt.contract import NETWORKS, NetworkSpec, Sizes
-from dispose_rt.errors import InputError
 from dispose_rt.engines.manifest import COMPUTE_DTYPES
+from dispose_rt.errors import InputError
 
 from ..checkpoints import Weights
+from ..compile.precision import FLOAT32_ALWAYS
+from ..compile.verify import TOLERANCES
 from ..networks.cmp import build_cmp_flow_decoder, build_cmp_image_encoder
 from ..networks.controlnet import build_controlnet
 from ..networks.dift import build_dift
@@ -31,8 +33,6 @@ from ..networks.pose_net import build_pose_net
 from ..networks.unet import build_unet
 from ..networks.vae_decoder import build_vae_decoder
 from ..networks.vae_encoder import build_vae_encoder
-from ..compile.precision import FLOAT32_ALWAYS
-from ..compile.verify import TOLERANCES
 
 SUFFIXES = {"onnxruntime": ".onnx", "tensorrt_rtx": ".engine", "tensorrt": ".engine", "aotinductor": ".pt2"}
 """Suffix of a network's file by backend."""

@@ -12,8 +12,8 @@ import time
 from pathlib import Path
 
 import pytest
-from dispose_rt_export.build import worker as build_worker
-from dispose_rt_export.build.worker import BuildWorker, report
+from dispose_rt_export.builds import worker as build_worker
+from dispose_rt_export.builds.worker import BuildWorker, report
 
 from dispose_rt.errors import DisposeError, ManifestError
 
@@ -124,15 +124,15 @@ def test_steps_report_what_they_do(tmp_path):
         assert worker.run("x", talk, progress=heard.append) == "done"
         assert worker.run("x", talk) == "done"
     assert heard == ["one", "two"]
-    report("nobody listens here")
+    report("outside of a worker")
 
 
 def test_the_process_ends_with_its_killed_parent(tmp_path):
     program = (
         "import pickle, sys, time\n"
         "from pathlib import Path\n"
-        "from tests.export.build.test_build_worker import identify\n"
-        "from dispose_rt_export.build.worker import BuildWorker\n"
+        "from tests.export.builds.test_build_worker import identify\n"
+        "from dispose_rt_export.builds.worker import BuildWorker\n"
         "worker = BuildWorker(Path(sys.argv[1]))\n"
         "print(worker.run('x', identify), flush=True)\n"
         "worker._connection.send_bytes(pickle.dumps((time.sleep, (60,))))\n"
