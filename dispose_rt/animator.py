@@ -174,6 +174,7 @@ class Animator:
         Raises:
             InputError: the image, video or a setting cannot be used, or (OutputError) the output cannot be written.
             NoPersonError: no one is visible in the reference, or in the whole video.
+            ManifestError: files of the engine directory have changed since the Animator opened it.
             EngineError: an engine failed, or returned non-finite values; or the Animator was closed.
             DeviceError: the device failed, or (OutOfMemoryError) has too little memory.
             BusyError: another run is at work, and `when_busy` is "raise"; or it is this thread's own.

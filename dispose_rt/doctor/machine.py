@@ -25,6 +25,7 @@ NEEDED = {
     "cv2": "opencv-python-headless",
     "av": "av",
     "onnxruntime": "onnxruntime",
+    "PIL": "pillow",
     "tqdm": "tqdm",
 }
 """Modules that every run imports, and the distributions that install them."""

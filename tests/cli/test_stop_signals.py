@@ -58,7 +58,9 @@ class Animator:
                     print("started", flush=True)
 
 dispose_rt.Animator = Animator
-signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored by what a shell starts with &, tests included
+# tests that a shell starts with & or nohup inherit signals that are ignored
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 sys.exit(cli.main(sys.argv[1:]))
 """
 

@@ -376,7 +376,7 @@ ENGINES = [
     engines("foreign manifest", lambda at: put_file(at / FILE_NAME, b'{"version": 3}'), "not a dispose_rt manifest"),
     engines("manifest of another version", signed("revision", value=1), "built by an older version"),
     engines("manifest changed by hand", _edit_by_hand, "a value was changed"),
-    engines("manifest without a network", dropped("networks", "unet"), r"missing: \['unet'\]"),
+    engines("manifest without a network", dropped("networks", "unet"), r"networks: missing 'unet'"),
     engines("manifest is a directory", lambda at: _replace(at / FILE_NAME, Path.mkdir), "it is not a file"),
     engines("manifest is a pipe", lambda at: _replace(at / FILE_NAME, os.mkfifo), "it is not a file"),
     engines("no unet", lambda at: (at / "unet.onnx").unlink(), "unet.onnx is missing"),

@@ -12,6 +12,7 @@ from dispose_rt.engines.backends import tensorrt
 from dispose_rt.engines.backends.tensorrt import TensorRtLoader
 from dispose_rt.engines.backends.tensorrt_flavour import Flavour
 from dispose_rt.errors import DeviceError, EngineError
+from dispose_rt.system import sealed_file
 from dispose_rt.system.sealed_file import read_sealed, write_sealed
 from tests.fakes.tensorrt_machine import POINTS, Machine, embeddings, make_manifest, repeat_channels, write_plan
 
@@ -141,10 +142,10 @@ def test_the_data_centre_flavour_runs_without_such_a_cache(machine: Machine, mon
 def test_a_folder_that_cannot_be_written_does_not_fail_a_run(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     machine.build(POINTS, repeat_channels)
 
-    def refuse(self: Path, content: bytes) -> int:
+    def refuse(target: Path) -> None:
         raise PermissionError("read-only file system")
 
-    monkeypatch.setattr(Path, "write_bytes", refuse)
+    monkeypatch.setattr(sealed_file, "atomic_write", refuse)
     engine = machine.loader().open(POINTS)
     engine.run(embeddings(1))
     engine.close()
