@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+import inspect
+import itertools
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 
@@ -41,3 +45,33 @@ def every_item() -> Iterator[Every]:
     if every.faults:
         listed = "\n\n".join(every.faults)
         pytest.fail(f"{len(every.faults)} of {every.checked} items fail:\n{listed}", pytrace=False)
+
+
+def each(**columns: Iterable[Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Run a test with every combination of arguments, as one case that reports every combination that fails.
+
+    Like `pytest.mark.parametrize`, for many combinations of one check that share their fixtures. A column whose name
+    holds several names, joined by two underscores, has tuples.
+    """
+    rows = [dict(_spread(columns, values)) for values in itertools.product(*columns.values())]
+
+    def wrap(test: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(test)
+        def run(**fixtures: Any) -> None:
+            with every_item() as every:
+                for row in rows:
+                    with every(*(getattr(value, "name", value) for value in row.values())):
+                        test(**fixtures, **row)
+
+        signature = inspect.signature(test)
+        left = [one for name, one in signature.parameters.items() if name not in rows[0]]
+        run.__signature__ = signature.replace(parameters=left)  # type: ignore[attr-defined]  # fixtures to hand in
+        return run
+
+    return wrap
+
+
+def _spread(columns: dict[str, Iterable[Any]], values: tuple[Any, ...]) -> Iterator[tuple[str, Any]]:
+    for name, value in zip(columns, values, strict=True):
+        names = name.split("__")
+        yield from zip(names, value, strict=True) if len(names) > 1 else [(name, value)]

@@ -18,6 +18,7 @@ from dispose_rt.contract import Sizes
 from dispose_rt.errors import InputError
 from dispose_rt.page.fields import list_fields
 from dispose_rt.settings import SETTINGS, Settings, SettingsOptions
+from tests.every import each
 
 
 def test_defaults_are_the_published_sample_settings():
@@ -31,9 +32,8 @@ def test_controls_are_a_set_in_one_order(controls):
     assert Settings(controls=controls).controls == ("motion", "points")
 
 
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
+@each(
+    changes__words=[
         ({"steps": 0}, "steps is 0"),
         ({"steps": 2.5}, "steps is 2.5; it must be an integer"),
         ({"steps": True}, "steps is True"),

@@ -9,6 +9,7 @@ import pytest
 
 from dispose_rt import cli, media
 from dispose_rt.errors import EngineError, ManifestError, NoPersonError
+from tests.every import each
 
 from .conftest import DRIVE, REFERENCE, Captured, FakeAnimator
 
@@ -116,7 +117,7 @@ BAD_VALUES: list[tuple[list[str], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("extra", "message"), BAD_VALUES, ids=[" ".join(extra)[-30:] for extra, _ in BAD_VALUES])
+@each(extra__message=BAD_VALUES)
 def test_bad_values_are_found_before_the_engines_load(
     animator: type[FakeAnimator], arguments: list[str], extra: list[str], message: str, tmp_path: Path, capsys: Captured
 ) -> None:

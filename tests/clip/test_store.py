@@ -10,6 +10,7 @@ from dispose_rt.clip.store import ClipStore, ResidentClip, Rows, StreamedClip, r
 from dispose_rt.device import Array, CpuDevice, Device, Stream
 from dispose_rt.errors import Cancelled, DeviceError, InputError, OutOfMemoryError
 from dispose_rt.stages.denoise.tiles import plan_tiles
+from tests.every import each
 from tests.fakes.deferred_device import DeferredDevice
 from tests.fakes.scarce_memory import fail_at_every_allocation
 
@@ -64,9 +65,7 @@ def stream(request: pytest.FixtureRequest) -> Stream:
     return request.param().stream()
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("frames", [1, 3, 4, 5, 9, 16, 23])
-@pytest.mark.parametrize("overlap", [0, 2])
+@each(kind=KINDS, frames=[1, 3, 4, 5, 9, 16, 23], overlap=[0, 2])
 def test_every_tile_gets_its_frames_step_after_step(kind: str, frames: int, overlap: int, stream: Stream) -> None:
     device, expected = stream.device, values(frames)
     store = make(kind, frames, device)

@@ -18,6 +18,7 @@ from PIL import Image
 
 from dispose_rt.errors import DisposeError, InputError
 from dispose_rt.media import VideoWriter, check_output_path, open_video, read_image, write_video
+from tests.every import each
 
 from .conftest import ClipMaker, numbered_frames
 
@@ -165,15 +166,11 @@ def _made(folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(
-    "case",
-    [
-        *(pytest.param(case, id=f"image-{case.name}") for case in IMAGES),
-        *(pytest.param(case, id=f"video-{case.name}") for case in VIDEOS),
-        *(pytest.param(case, id=f"output-{case.name}") for case in OUTPUTS),
-    ],
-)
-def test_a_mistake_gets_a_typed_error_with_cause_and_remedy(case: Case, tmp_path: Path) -> None:
+@each(case=[*IMAGES, *VIDEOS, *OUTPUTS])
+def test_a_mistake_gets_a_typed_error_with_cause_and_remedy(
+    case: Case, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    tmp_path = tmp_path_factory.mktemp("mistake")
     with pytest.raises(InputError, match=rf"(?s){case.cause}") as caught:
         case.call(tmp_path)
     assert isinstance(caught.value, DisposeError)

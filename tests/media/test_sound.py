@@ -14,6 +14,7 @@ import pytest
 
 from dispose_rt.errors import InputError, InputWarning
 from dispose_rt.media import VideoWriter, open_video, sound, write_video
+from tests.every import each
 
 from .conftest import numbered_frames
 
@@ -141,7 +142,7 @@ PAIRS += [("phone.mp4", ".mkv"), ("camera.mov", ".mov"), ("offset.mkv", ".mkv"),
 PAIRS += [("aac.ts", ".mkv"), ("player.avi", ".mov"), ("early.mp4", ".m4v")]
 
 
-@pytest.mark.parametrize(("name", "suffix"), PAIRS)
+@each(name__suffix=PAIRS)
 def test_the_tone_begins_when_it_should(tmp_path: Path, name: str, suffix: str) -> None:
     source = make_source(tmp_path / name, **SOURCES[name])
     heard = read_sound(source)

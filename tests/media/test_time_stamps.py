@@ -17,6 +17,7 @@ from PIL import Image, ImageSequence
 from dispose_rt.errors import InputError, InputWarning
 from dispose_rt.media import VideoWriter, open_video, write_video
 from dispose_rt.media.time_stamps import Stamps, time_frames
+from tests.every import each
 
 from .conftest import ClipMaker, noise_frames, numbered_frames
 
@@ -51,8 +52,10 @@ def test_times_begin_with_the_first_picture(make_clip: ClipMaker) -> None:
     assert not video.is_variable
 
 
-@pytest.mark.parametrize("rate", [24, 25, 30, 60, Fraction(24000, 1001), Fraction(30000, 1001), 7, Fraction(1, 2)])
-@pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.avi", "a.h264"])
+@each(
+    rate=[24, 25, 30, 60, Fraction(24000, 1001), Fraction(30000, 1001), 7, Fraction(1, 2)],
+    name=["a.mp4", "a.mkv", "a.avi", "a.h264"],
+)
 def test_an_even_rate_is_not_variable(make_clip: ClipMaker, rate: Any, name: str) -> None:
     """Matroska rounds to milliseconds; reordered pictures and streams without time stamps are no reason either."""
     clip = make_clip(name, numbered_frames(40), rate)

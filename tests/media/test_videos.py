@@ -19,6 +19,7 @@ from PIL import Image
 
 from dispose_rt.errors import InputError, InputWarning
 from dispose_rt.media import DEFAULT_FPS, frame_step, open_video
+from tests.every import each
 
 from .conftest import ClipMaker, noise_frames, numbered_frames
 
@@ -59,9 +60,8 @@ def test_every_step_th_frame(golden: Golden, step: int) -> None:
         np.testing.assert_array_equal(np.stack(list(video.frames(step))), expected)
 
 
-@pytest.mark.parametrize(
-    ("stride", "fps", "step"),
-    [
+@each(
+    stride__fps__step=[
         *[(1, 24, 1), (2, 24.0, 2), (2, 47.99, 2), (2, 48, 4), (4, 30, 4), (1, 60, 2), (2, 59.94, 4), (2, 120, 10)],
         *[(3, 71.9, 6), (2, 12.5, 2), (2, 23.976, 2), (2, 1000 / 33, 2), (2, 0.1, 2), (1, 240, 10)],
     ],
@@ -70,11 +70,17 @@ def test_frame_step_follows_the_reference(stride: int, fps: float, step: int) ->
     assert frame_step(stride, fps) == step
 
 
-@pytest.mark.parametrize(
-    "rate",
-    [Fraction(24000, 1001), Fraction(25, 2), Fraction(1000, 33), Fraction(30000, 1001), Fraction(7), Fraction(1, 2)],
+@each(
+    rate=[
+        Fraction(24000, 1001),
+        Fraction(25, 2),
+        Fraction(1000, 33),
+        Fraction(30000, 1001),
+        Fraction(7),
+        Fraction(1, 2),
+    ],
+    suffix=[".mp4", ".mkv", ".avi"],
 )
-@pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".avi"])
 def test_odd_frame_rates(make_clip: ClipMaker, rate: Fraction, suffix: str) -> None:
     codec = "ffv1" if suffix == ".avi" else "libx264"
     video = open_video(make_clip(f"odd{suffix}", numbered_frames(9), rate, codec))

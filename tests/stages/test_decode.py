@@ -12,6 +12,7 @@ from dispose_rt.contract import Sizes
 from dispose_rt.device import Array, CpuDevice
 from dispose_rt.errors import EngineError, InputError, OutOfMemoryError, PerformanceWarning
 from dispose_rt.stages.decode import decode_frames, fit_decoder
+from tests.every import each
 from tests.fakes.engine import FakeEngine
 from tests.kernels.references import frames_to_u8
 
@@ -58,8 +59,7 @@ def decoder(request: pytest.FixtureRequest) -> Iterator[Decoder]:
     assert one.device.pool.used_bytes == 0
 
 
-@pytest.mark.parametrize("chunk", [None, 1, 3])
-@pytest.mark.parametrize("frames", [1, 2, 4, 5, 8, 11])
+@each(chunk=[None, 1, 3], frames=[1, 2, 4, 5, 8, 11])
 def test_chunks_start_at_the_reference_which_is_dropped(decoder: Decoder, frames: int, chunk: int | None) -> None:
     values, latents = draw(frames, decoder)
     parts = list(decode_frames(latents, decoder, chunk))

@@ -24,6 +24,7 @@ from dispose_rt.stages.denoise.scheduler import karras_schedule
 from dispose_rt.stages.denoise.step import ClipInputs, DenoisingStep, sum_weights
 from dispose_rt.stages.denoise.tiles import Tile, plan_tiles
 from dispose_rt.types import F32, PointTables, StepTrace
+from tests.every import each
 from tests.fakes.engine import FakeEngine, FakeLoader
 from tests.kernels.references import guided_euler_step, scatter_point_features
 
@@ -187,9 +188,7 @@ def relative(actual: np.ndarray, expected: np.ndarray) -> float:
     return float(np.linalg.norm(actual.astype(np.float64) - expected) / np.linalg.norm(expected))
 
 
-@pytest.mark.parametrize("guidance", [1.0, GUIDANCE])
-@pytest.mark.parametrize("controls", [CONTROLS, (), ("motion",), ("points",)], ids=str)
-@pytest.mark.parametrize("frames", [1, 3, 4, 7, 11])
+@each(guidance=[1.0, GUIDANCE], controls=[CONTROLS, (), ("motion",), ("points",)], frames=[1, 3, 4, 7, 11])
 def test_the_loop_computes_what_the_plain_loop_does(frames: int, controls: tuple[str, ...], guidance: float) -> None:
     clip, setup = Clip(frames, controls), Setup(bool(controls))
     result = setup.run(clip, observe=True, guidance=guidance)

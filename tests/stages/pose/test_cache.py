@@ -26,6 +26,7 @@ from dispose_rt.stages import pose
 from dispose_rt.stages.pose import cache as cache_module
 from dispose_rt.stages.pose.cache import FilmedPoses, PoseCache, key_of
 from dispose_rt.types import Pose
+from tests.every import each
 from tests.golden_case import GoldenCase
 from tests.golden_data import GOLDEN, load_golden
 
@@ -132,8 +133,9 @@ DAMAGES: dict[str, Callable[[Path], Any]] = {
 }
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
-def test_a_file_that_is_not_ours_is_ignored_with_a_warning_and_replaced(cache: PoseCache, damage: str) -> None:
+@each(damage=DAMAGES)
+def test_a_file_that_is_not_ours_is_ignored_with_a_warning_and_replaced(damage: str, tmp_path: Path) -> None:
+    cache = PoseCache(tmp_path / damage)
     one = filmed(1, 1)
     cache.store(KEY, one)
     [path] = cache.folder.iterdir()
