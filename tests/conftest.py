@@ -135,16 +135,18 @@ def puppet_checkpoint(golden_checkpoint: Path, kept_folder: Path) -> Path:
 def toy_engines(
     puppet_checkpoint: Path, golden_engines: Callable[..., Path], kept_folder: Path
 ) -> Callable[[int, int], Path]:
-    """`toy_engines(width, height)` builds (once) engines that find puppets, with tiles of 4 frames (7 at 64x64).
+    """`toy_engines(width, height)` builds (once) engines that find puppets.
 
-    They begin as links to golden engines: a build traces only networks that depend on the size, and none at 64x64.
+    They begin as links to golden engines: a build traces none of the networks at the golden sizes, which are 64x64 with
+    tiles of 7 frames and 128x192 with tiles of 5, and elsewhere, with tiles of 4, those that depend on the size.
     """
     from dispose_rt_export.command import build_engines
 
     def build(width: int, height: int) -> Path:
-        case = GoldenCase("one_tile_64")
-        golden = golden_engines(case)
-        tile, chunk = (case.tile, case.chunk) if case.size == (width, height) else (4, 3)
+        square = GoldenCase("one_tile_64")
+        same = [case for case in (square, GoldenCase("tiles_128x192")) if case.size == (width, height)]
+        golden = golden_engines(same[0] if same else square)
+        tile, chunk = (same[0].tile, same[0].chunk) if same else (4, 3)
         with made_once(kept_folder / "toy-engines" / f"{width}x{height}") as output:
             if not output.exists():
                 passing = shutil.ignore_patterns("lock", "manifest.json", ".checked.json")

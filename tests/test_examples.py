@@ -20,7 +20,7 @@ from dispose_rt.puppet import Stance, dance, draw_puppet, place_joints
 from examples import demo
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
-WIDTH, HEIGHT, FRAMES = 64, 128, 3
+WIDTH, HEIGHT, FRAMES = 128, 192, 3
 
 
 @pytest.fixture(scope="module")

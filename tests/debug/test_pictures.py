@@ -167,9 +167,9 @@ def test_a_run_on_toy_engines(toy_engines: Callable[[int, int], Path], tmp_path:
     film = [draw_puppet(one, 144, 96) for one in joints]
     film[2] = draw_backdrop(144, 96)
     watch = DebugPictures(tmp_path / "pictures of a run", limit=2)
-    with Animator(toy_engines(64, 128)) as animator, pytest.warns(InputWarning, match="frames 2"):
+    with Animator(toy_engines(128, 192)) as animator, pytest.warns(InputWarning, match="frames 2"):
         animation = animator.run(
-            draw_puppet(dance(1, 1 / 2, energy=0)[0], 256, 128),
+            draw_puppet(dance(1, 2 / 3, energy=0)[0], 192, 128),
             film,
             steps=2,
             overlap=1,
@@ -190,7 +190,7 @@ def test_a_run_on_toy_engines(toy_engines: Callable[[int, int], Path], tmp_path:
     ]
     assert "18 of 18 joints found" in page.captions
     assert page.bars == len(animation.timings)
-    assert read(folder, "frames_000002.jpg").shape == (128, 64, 3)
+    assert read(folder, "frames_000002.jpg").shape == (192, 128, 3)
     np.testing.assert_array_equal(read(folder, "frames_000002.jpg"), through_jpeg(animation.frames[2]))
     assert not re.search(r"<p class=\"(none|error)", page.html)
 

@@ -97,7 +97,7 @@ class Server:
 @pytest.fixture(scope="module")
 def server(toy_engines: Callable[[int, int], Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     find_browser()  # before anything is started
-    started = Server(toy_engines(64, 128), tmp_path_factory.mktemp("server"))
+    started = Server(toy_engines(128, 192), tmp_path_factory.mktemp("server"))
     try:
         started.wait_until_up()
         yield started
@@ -193,7 +193,7 @@ def test_a_visitor_makes_a_video_and_takes_it_home(
     assert re.fullmatch(r"photo-dance-\w+\.mp4", taken.name)
     assert taken.read_bytes() == served.read_bytes()
     frames = list(open_video(served).frames(1))
-    assert [frame.shape for frame in frames] == [(128, 64, 3)] * (FRAMES // STRIDE)
+    assert [frame.shape for frame in frames] == [(192, 128, 3)] * (FRAMES // STRIDE)
     page.click("#play-both")
     page.wait_for_function("document.querySelector('#result video').currentTime > 0")
     page.context.close()
@@ -229,7 +229,7 @@ def test_visitors_take_turns(
     monkeypatch.setattr(page_server, "LONGEST_QUEUE", 1)
     runner, stop, urls = FakeRunner(), threading.Event(), Queue[str]()
     named = {"port": find_port(), "announce": urls.put, "stop": stop}
-    serving = threading.Thread(target=serve_page, args=(runner, toy_engines(64, 128)), kwargs=named)
+    serving = threading.Thread(target=serve_page, args=(runner, toy_engines(128, 192)), kwargs=named)
     serving.start()
     try:
         url = urls.get(timeout=120)

@@ -26,7 +26,7 @@ from .fake_runner import FakeRunner
 
 @pytest.fixture(scope="module")
 def engines(toy_engines: Callable[[int, int], Path]) -> Path:
-    return toy_engines(64, 128)
+    return toy_engines(64, 64)
 
 
 @pytest.fixture

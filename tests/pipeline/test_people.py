@@ -14,7 +14,7 @@ from dispose_rt.errors import InputWarning, NoPersonError
 from dispose_rt.puppet import Stance, dance, draw_backdrop, draw_puppet
 from tests.golden_case import animate
 
-WIDTH, HEIGHT = 64, 128
+WIDTH, HEIGHT = 128, 192
 FILM_WIDTH, FILM_HEIGHT = 192, 288
 
 
@@ -84,7 +84,7 @@ def test_the_most_prominent_of_two_people_is_followed(engines: Path) -> None:
     assert (other[1:] != expected[1:]).any(axis=(1, 2, 3)).all()
 
 
-SIZES = ((64, 128), (64, 64))
+SIZES = ((WIDTH, HEIGHT), (64, 64))
 
 
 @pytest.mark.parametrize(("width", "height"), [*SIZES, pytest.param(128, 64, marks=pytest.mark.slow)])
@@ -101,4 +101,4 @@ def test_a_parent_directory_serves_every_aspect(toy_engines: Callable[[int, int]
             frames = animator.run(
                 photo(width, height), film(1), steps=1, overlap=1, stride=1, progress=False, controls=()
             ).frames
-            assert frames.shape[1:3] == ((128, 64) if width < height else (64, 64))
+            assert frames.shape[1:3] == ((HEIGHT, WIDTH) if width < height else (64, 64))

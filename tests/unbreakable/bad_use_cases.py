@@ -116,7 +116,7 @@ def _replace(path: Path, make: Callable[[Path], Any]) -> None:
 
 
 def _edit_by_hand(at: Path) -> None:
-    put_file(at / FILE_NAME, (at / FILE_NAME).read_bytes().replace(b'"tile": 4', b'"tile": 5'))
+    put_file(at / FILE_NAME, (at / FILE_NAME).read_bytes().replace(b'"tile": 7', b'"tile": 8'))
 
 
 def _close(path: Path) -> None:
@@ -398,13 +398,13 @@ ENGINES = [
 NUMBERS: dict[str, tuple[float, ...]] = {
     "steps": (0, 1001, -1),
     "guidance_scale": (0.5, 101, math.nan, math.inf),
-    "overlap": (-1, 3, 99_999),
+    "overlap": (-1, 6, 99_999),
     "stride": (0, 10_001),
     "seed": (-1, 2**63),
     "fps": (0, -24, 1001, math.nan, math.inf),
     "noise_aug_strength": (-0.1, 1.5, math.nan),
     "motion_bucket_id": (-1, 1024),
-    "decode_chunk": (0, 4, 1001),
+    "decode_chunk": (0, 5, 1001),
 }
 INTEGERS = ("steps", "overlap", "stride", "seed", "motion_bucket_id", "decode_chunk")
 OPTIONAL = ("fps", "overlap", "decode_chunk")

@@ -22,10 +22,10 @@ from dispose_rt.types import U8
 
 from . import materials
 
-WIDTH, HEIGHT = 64, 128
+WIDTH, HEIGHT = 64, 64
 DRIVING_FRAMES = 2
 QUICK = {"steps": 1, "overlap": 1, "stride": 1, "controls": ()}
-"""Settings of a run of half a second."""
+"""Settings of the shortest run."""
 
 Captured = pytest.CaptureFixture[str]
 OUTPUT_NAME = "out.mp4"

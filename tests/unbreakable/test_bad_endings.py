@@ -57,7 +57,7 @@ def unharmed(shop: Workshop, used_bytes: int) -> Iterator[None]:
     yield
     assert "idle" in repr(shop.animator)
     shop.check()
-    assert shop.used_bytes == used_bytes
+    assert shop.used_bytes <= used_bytes
 
 
 @pytest.fixture

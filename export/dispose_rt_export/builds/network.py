@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import shutil
 import time
 from collections.abc import Callable
@@ -154,9 +153,7 @@ class _NetworkBuild:
         if self._plan.sizes.channels[0] >= WIDE_CHANNELS:
             return self._in_worker(label, step, *arguments)
         self._progress(label)
-        result = step(*arguments)
-        gc.collect()
-        return result
+        return step(*arguments)
 
 
 def _reduce_hint(backend: str, onnx: Path) -> str:
