@@ -201,10 +201,11 @@ def main() -> int:
     known = json.loads(arguments.results.read_text(encoding="utf-8")) if arguments.results.exists() else {}
     for entry in json.loads(arguments.faults.read_text(encoding="utf-8")):
         fault = Fault(**entry)
-        if fault.path in known:
+        name = f"{fault.path}:{fault.line}"
+        if name in known:
             continue
         outcome, seconds = run_fault(fault, suites.get(fault.path, suites["*"]), arguments.timeout)
-        known[fault.path] = {"outcome": outcome, "seconds": round(seconds, 1), **asdict(fault)}
+        known[name] = {"outcome": outcome, "seconds": round(seconds, 1), **asdict(fault)}
         arguments.results.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
         print(f"{outcome:12} {seconds:6.1f} s  {fault.kind:18} {fault.path}:{fault.line}", flush=True)
     return 0
