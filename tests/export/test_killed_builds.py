@@ -71,7 +71,7 @@ def test_a_killed_rebuild_is_finished_by_the_next(golden_checkpoint, golden_engi
     chance = random.Random(seed)
     source = golden_engines(GoldenCase("one_tile_64"), "fp16")
     output = tmp_path / "e"
-    shutil.copytree(source, output, copy_function=os.link)
+    shutil.copytree(source, output, copy_function=os.link, ignore=shutil.ignore_patterns("lock"))
     sizes = read_manifest(source).sizes
     arguments = command(golden_checkpoint, output, "onnxruntime")
     arguments[arguments.index("--tile-frames") + 1] = str(sizes.tile)
