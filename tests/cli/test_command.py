@@ -19,7 +19,7 @@ from tests.golden_case import GoldenCase
 from tests.golden_data import GOLDEN
 
 MEDIA = ("--reference", str(GOLDEN / "ref.png"), "--video", str(GOLDEN / "drive.mkv"))
-OPTIONS = ("--steps", "1", "--overlap", "2", "--seed", "3")
+OPTIONS = ("--steps", "1", "--overlap", "2", "--stride", "6", "--seed", "3")
 
 
 @pytest.fixture(scope="module")
@@ -48,10 +48,10 @@ def test_animate_writes_what_the_api_returns(engines: Path, tmp_path: Path) -> N
     assert done.returncode == 0, done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["out.mp4"]
     written = open_video(tmp_path / "out.mp4")
-    assert written.fps == pytest.approx(12)
+    assert written.fps == pytest.approx(4)
     frames = np.stack(list(written.frames()))
     with Animator(engines) as animator:
-        expected = animator.run(MEDIA[1], MEDIA[3], steps=1, overlap=2, seed=3, progress=False).frames
+        expected = animator.run(MEDIA[1], MEDIA[3], steps=1, overlap=2, stride=6, seed=3, progress=False).frames
     assert frames.shape == expected.shape
     # H.264 halves the resolution of colour and rounds: near in the mean, not pixel by pixel
     assert np.abs(frames.mean((1, 2)) - expected.mean((1, 2))).max() < 4
@@ -87,7 +87,7 @@ def test_animate_for_machines(engines: Path, tmp_path: Path, caches: Path) -> No
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of this kind are POSIX")
 def test_sigterm_ends_a_run_in_order(engines: Path, tmp_path: Path) -> None:
-    output = ("--output", tmp_path / "out.mp4", "--steps", "1000", "--overlap", "2", "--progress", "json")
+    output = ("--output", tmp_path / "out.mp4", "--steps", "1000", "--overlap", "2", "--controls", "none", "--progress", "json")
     command = command_line("animate", "--engines", engines, *MEDIA, *output)
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None

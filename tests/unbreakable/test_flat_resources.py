@@ -123,7 +123,7 @@ def check_growth(early: Usage, late: Usage) -> None:
     """What is counted does not grow at all.
 
     Python's objects grew by 38 kB from run 8 to run 40 and by 46 kB from run 20 to run 200 (caches of the libraries),
-    the process by 2 to 9 MB (how the C allocator lays things out). One kept frame a run would be 800 kB in 32 runs.
+    the process by 2 to 9 MB (how the C allocator lays things out). One kept frame a run would be 390 kB in 32 runs.
     """
     assert (late.descriptors, late.threads, late.device_bytes) == (early.descriptors, early.threads, early.device_bytes)
     assert late.traced_bytes - early.traced_bytes < 200_000
