@@ -17,6 +17,7 @@ from .. import __version__
 from ..device import Gpu, find_gpus
 from ..device.modules import REINSTALL
 from ..errors import DeviceError, InputError
+from ..system.cores import usable_cores
 from ..system.files import cache_folder, free_disk_bytes
 from ..system.memory import free_host_bytes
 
@@ -107,7 +108,7 @@ def examine_machine(folder: Path | None = None) -> Machine:
     return Machine(
         versions=versions,
         platform=platform.platform(),
-        cpu=f"{_cpu_model()}, {_usable_cores()} cores",
+        cpu=f"{_cpu_model()}, {usable_cores()} cores",
         memory_bytes=_memory_bytes(),
         free_memory_bytes=free_host_bytes(),
         free_disk_bytes=free_disk_bytes(folder or Path.cwd()),
@@ -210,12 +211,6 @@ def _cpu_model() -> str:
         lines = []
     named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return next(named, platform.processor() or platform.machine())
-
-
-def _usable_cores() -> int:
-    if sys.platform == "linux":
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _memory_bytes() -> int:

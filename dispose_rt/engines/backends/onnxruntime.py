@@ -8,6 +8,7 @@ import onnxruntime
 from ...device import Array, CpuDevice, Stream
 from ...device.cpu import submit
 from ...errors import DeviceError, EngineError
+from ...system.cores import compute_threads
 from ..manifest import Manifest
 from ..signature import Signature, signature_differences
 from .protocol import Engine, EngineLoader
@@ -67,10 +68,8 @@ class OnnxRuntimeEngine(Engine):
         )
         path = manifest.engine_path(network)
         again = f"Build the directory again: {manifest.rebuild_command()}"
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
         try:
-            session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+            session = onnxruntime.InferenceSession(str(path), _session_options(), providers=["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime raises a dozen unrelated types
             raise EngineError(f"{network}: ONNX Runtime cannot load {path}: {error}. {again}") from error
         differences = signature_differences(network, self._sizes, self._compute_dtype, _signature_of(session))
@@ -122,6 +121,23 @@ class OnnxRuntimeEngine(Engine):
 
     def _free(self) -> None:
         self._session = self._binding = None
+
+
+def _session_options() -> onnxruntime.SessionOptions:
+    """Threads and memory of every session.
+
+    Sessions keep pools of their own: a pool for all of them (`set_global_thread_pool_sizes`) would make ONNX Runtime
+    refuse the sessions of other libraries in this process. Threads that wait without spinning leave the cores to
+    whichever session works. A given number of threads is pinned to no core: pinning fails in containers whose cores are
+    restricted. Without an arena per session, memory of one network's run is free for the next one's.
+    """
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = compute_threads()
+    options.inter_op_num_threads = 1
+    options.enable_cpu_mem_arena = False
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return options
 
 
 def _signature_of(session: onnxruntime.InferenceSession) -> dict[str, Signature]:
