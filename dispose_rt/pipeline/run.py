@@ -116,7 +116,10 @@ class Run:
         yield from self._render(reference, aligned, kept_bytes)
 
     def warm_up(self, figure: Pose) -> None:
-        """Run every network on a clip of one tile, whose result is discarded.
+        """Run every network on a short clip, whose result is discarded.
+
+        On a GPU the clip fills one tile, so that memory is taken and graphs are captured at their largest sizes. The CPU
+        has nothing to capture: one frame loads every network and takes its memory.
 
         Args:
             figure: a person in fractions of the frame.
@@ -125,7 +128,8 @@ class Run:
         grey: U8 = np.full((sizes.height, sizes.width, 3), 127, np.uint8)
         with self._stage("pose"):
             self._finder().estimate(grey)
-        for _ in self._render(grey, [figure] * sizes.tile):
+        frames = 1 if self._stream.device.synchronous else sizes.tile
+        for _ in self._render(grey, [figure] * frames):
             pass
 
     def _render(self, reference: U8, aligned: list[Pose], kept_bytes: int = 0) -> Generator[U8]:
