@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import os
 import subprocess
 import sys
 import threading
@@ -183,6 +184,28 @@ def test_importing_the_package_loads_no_heavy_module() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout == "[]\n"
 
 
+FORKED = """
+import os, sys, threading
+import numpy as np
+from dispose_rt import Animator
+frames = []
+def run(animator):
+    video = np.full((2, 64, 64, 3), 127, np.uint8)
+    options = {"steps": 1, "stride": 1, "overlap": 1, "controls": ()}
+    frames.append(animator.run(sys.argv[2], list(video), **options).frames)
+with Animator(sys.argv[1]) as animator:
+    thread = threading.Thread(target=run, args=(animator,))
+    thread.start()
+    thread.join()
+    child = os.fork()
+    if child == 0:
+        with Animator(sys.argv[1]) as another:
+            run(another)
+        os._exit(0 if (frames[0] == frames[1]).all() else 1)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
 class TestLifetime:
     """Context manager, closing, cancelling, threads."""
 
@@ -232,6 +255,13 @@ class TestLifetime:
         assert len(results) == 3
         np.testing.assert_array_equal(results[0], results[1])
         np.testing.assert_array_equal(results[0], results[2])
+
+    @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+    def test_a_forked_child_animates(self, engines: Path) -> None:
+        """After its parent did so in another thread, whose locks and thread pools the child does not have."""
+        command = [sys.executable, "-c", FORKED, str(engines), str(GOLDEN / "ref.png")]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        assert (done.returncode, done.stdout) == (0, "0\n"), done.stderr
 
     def test_progress_counts_up_to_the_total_in_every_stage(self, animator: Animator) -> None:
         ticks: dict[str, list[tuple[int, int]]] = {}

@@ -6,7 +6,6 @@ import contextlib
 import importlib.util
 import os
 import platform
-import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version

@@ -118,8 +118,8 @@ class Run:
     def warm_up(self, figure: Pose) -> None:
         """Run every network on a short clip, whose result is discarded.
 
-        On a GPU the clip fills one tile, so that memory is taken and graphs are captured at their largest sizes. The CPU
-        has nothing to capture: one frame loads every network and takes its memory.
+        On a GPU the clip fills one tile, so that memory is taken and graphs are captured at their largest sizes. The
+        CPU has nothing to capture: one frame loads every network and takes its memory.
 
         Args:
             figure: a person in fractions of the frame.
