@@ -50,14 +50,15 @@ class Animator:
         when_busy: what a run does while another one is at work: "wait" for it, or "raise" a BusyError.
         pose_cache: a folder that remembers the poses of driving videos from run to run; None detects them in every run.
             Results are the same. It keeps itself below 512 MiB, and may be shared by processes.
+        trust: whether to run native code of directories that no trusted key signed; see `dispose-rt trust --help`.
 
     Attributes:
         engine_dir: as given.
         device: as given.
 
     Raises:
-        ManifestError: the directory is missing, damaged, or built for another version, TensorRT or GPU; lists every
-            problem.
+        ManifestError: the directory is missing, damaged, not trusted, or built for another version, TensorRT or GPU;
+            lists every problem.
         InputError: the device is unknown, or `when_busy` is something else.
 
     Use it as a context manager, or call `close`.
@@ -70,6 +71,7 @@ class Animator:
         *,
         when_busy: str = "wait",
         pose_cache: str | os.PathLike[str] | None = None,
+        trust: bool = False,
     ) -> None:
         if not is_device_name(device):
             raise InputError(f"device is {device!r}; expected 'auto', 'cpu', 'cuda' or 'cuda:N'")
@@ -78,7 +80,7 @@ class Animator:
         self.engine_dir, self.device = Path(engine_dir), device
         self._queue = RunQueue(when_busy)
         self._pose_cache = PoseCache(pose_cache) if pose_cache is not None else None
-        self._directories = EngineDirectories(self.engine_dir, device)
+        self._directories = EngineDirectories(self.engine_dir, device, trust=trust)
         self._engines: dict[Path, Engines] = {}
 
     def __repr__(self) -> str:

@@ -54,6 +54,15 @@ def kept_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _keys_of_the_tests(kept_folder: Path) -> Iterator[None]:
+    """Builds sign with a key that all worker processes share, and never with the user's own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CONFIG_HOME", str(kept_folder.absolute() / "config"))
+        patch.delenv("DISPOSE_RT_TRUST", raising=False)
+        yield
+
+
 @contextmanager
 def made_once(path: Path) -> Iterator[Path]:
     """Keep other worker processes out while the block makes `path`."""

@@ -15,6 +15,7 @@ import argparse
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from importlib.util import find_spec
 from typing import Any
 
@@ -33,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     options = _parse(words)
     try:
-        manifest = read_engines(options.engines)
+        manifest = replace(read_engines(options.engines), trusted=options.trust)
         plan = read_plan(options, manifest)
         if problems := list(_problems(options, plan, manifest.sizes)):
             raise InputError("; ".join(problems))

@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -90,6 +90,7 @@ def add_arguments(parser: argparse.ArgumentParser, engines: Path | None = None) 
         help="write the record there; without FILE, print it in place of the table",
     )
     add("--plot", type=Path, metavar="FILE.png", help="draw the record there")
+    add("--trust", action="store_true", help="run native code of engines that no trusted key signed")
     add("--compare", type=Path, metavar="OLD.json", help="print ratios to an earlier record of the same work")
 
 
@@ -113,7 +114,7 @@ def run(options: argparse.Namespace, terminal: Terminal | None = None) -> int:
     Raises:
         DisposeError: an argument does not fit, the engines cannot be used, a run failed, or a file cannot be written.
     """
-    manifest = read_engines(options.engines)
+    manifest = replace(read_engines(options.engines), trusted=options.trust)
     plan = read_plan(options, manifest)
     bench(options, plan, manifest, reproducing_command(options, plan), terminal)
     return 0

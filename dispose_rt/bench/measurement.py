@@ -195,7 +195,7 @@ def measure(
     plan, manifest = setup.plan, setup.manifest
     machine = examine_machine(manifest.folder)
     start = time.perf_counter()
-    with Animator(manifest.folder, plan.device) as animator:
+    with Animator(manifest.folder, plan.device, trust=manifest.trusted) as animator:
         opened_s = time.perf_counter() - start
         settings = {"steps": plan.steps, "overlap": plan.overlap, "guidance_scale": GUIDANCE}
         runner = Runner(animator, setup.clip, settings, progress, cancel)

@@ -13,7 +13,7 @@ from ..settings import CONTROLS, SETTINGS, Setting, Settings
 from ..system.files import cache_folder
 from .console import Console
 from .exit_codes import ExitCode
-from .parser import add_debug, add_engines, add_json
+from .parser import add_debug, add_engines, add_json, add_trust
 from .stop_signals import StopSignals
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     media = parser.add_argument_group("what to make")
     add_engines(media)
+    add_trust(media)
     add = media.add_argument
     add("--reference", required=True, metavar="IMAGE", help="photo of one person (PNG, JPEG, WebP, BMP, TIFF)")
     add(
@@ -144,7 +145,8 @@ def run(options: argparse.Namespace, console: Console, stop: StopSignals) -> int
     timings: Mapping[str, float] = {}
     failure: BaseException | None = None
     try:
-        with Animator(options.engines, device=options.device, pose_cache=poses) as animator, stop.gently() as cancel:
+        animator = Animator(options.engines, device=options.device, pose_cache=poses, trust=options.trust)
+        with animator, stop.gently() as cancel:
             animation = animator.run(
                 reference,
                 options.video,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from .console import Console
 from .exit_codes import ExitCode
-from .parser import add_debug, add_json
+from .parser import add_debug, add_json, add_trust
 from .stop_signals import StopSignals
 
 DESCRIPTION = "Print what this machine has. With a directory: hash its files, load every network, run it once."
@@ -31,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("directory", nargs="?", type=Path, metavar="DIR", help="engine directory, or a folder of several")
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
     add("--load-only", action="store_true", help="do not run the networks, which takes long on a CPU")
+    add_trust(parser)
     add_json(parser, "all that was found")
     add_debug(parser)
 
@@ -41,7 +42,13 @@ def run(options: argparse.Namespace, console: Console, stop: StopSignals) -> int
     from ..doctor.report import to_lines
 
     try:
-        diagnosis = examine(options.directory, options.device, load_only=options.load_only, progress=_show_progress)
+        diagnosis = examine(
+            options.directory,
+            options.device,
+            load_only=options.load_only,
+            trust=options.trust,
+            progress=_show_progress,
+        )
     finally:
         _show_progress("")
     if options.json:

@@ -6,7 +6,7 @@ import argparse
 
 from .console import Console
 from .exit_codes import ExitCode
-from .parser import add_debug, add_engines, add_json
+from .parser import add_debug, add_engines, add_json, add_trust
 from .stop_signals import StopSignals
 
 DESCRIPTION = """\
@@ -26,6 +26,7 @@ nobody's likeness without that person's consent. --json prints {"url"}.
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what the command takes."""
     add_engines(parser)
+    add_trust(parser)
     add = parser.add_argument
     add("--host", default="127.0.0.1", metavar="ADDRESS", help="address to listen on (default: this machine alone)")
     add("--port", type=int, default=7860, metavar="N", help="TCP port (default: %(default)s)")
@@ -48,6 +49,6 @@ def run(options: argparse.Namespace, console: Console, stop: StopSignals) -> int
             console.print_lines([f"the page is at {url} (Ctrl-C ends it)"])
         console.flush()
 
-    with Animator(options.engines, device=options.device) as animator:
+    with Animator(options.engines, device=options.device, trust=options.trust) as animator:
         serve_page(animator, options.engines, options.host, options.port, announce=announce, stop=stop.event)
     return ExitCode.DONE

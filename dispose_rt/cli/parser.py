@@ -76,6 +76,12 @@ def engines_from_environment() -> Path | None:
     return Path(text) if text else None
 
 
+def add_trust(parser: Arguments) -> None:
+    """Add `--trust`."""
+    help_text = "run native code of engines that no trusted key signed (see `dispose-rt trust --help`)"
+    parser.add_argument("--trust", action="store_true", help=help_text)
+
+
 def add_json(parser: Arguments, what: str) -> None:
     """Add `--json`; `what` says what the document holds."""
     parser.add_argument(JSON_OPTION, action="store_true", help=f"print one JSON document: {what}, or the error")

@@ -23,6 +23,7 @@ _COMMANDS = {
     "inspect": "print what an engine directory holds",
     "doctor": "try out this machine and an engine directory",
     "page": "serve a web page that makes videos",
+    "trust": "say whose engines may run native code",
 }
 """Commands and their summaries. Each has a module of its name in this package with `DESCRIPTION`, `EPILOG`,
 `add_arguments(parser)` and `run(options, console, stop) -> int`."""
@@ -41,6 +42,7 @@ exit codes of every command:
 
 environment:
   DISPOSE_RT_ENGINES  engine directory, or a folder of several, where none is given
+  DISPOSE_RT_TRUST    keys whose engines may run native code, separated by commas, or "all"
   XDG_CACHE_HOME      where caches lie, in its folder dispose-rt (default: ~/.cache)
 """
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..contract import NETWORKS
@@ -51,6 +51,7 @@ def examine(
     device: str = "auto",
     *,
     load_only: bool = False,
+    trust: bool = False,
     host: Host | None = None,
     progress: Callable[[str], None] = _ignore,
 ) -> Diagnosis:
@@ -60,6 +61,7 @@ def examine(
         root: an engine directory or a folder of several; None for the machine alone.
         device: "auto", "cpu", "cuda" or "cuda:N".
         load_only: load the networks without running them.
+        trust: the caller vouches for native code in the directories.
         host: facts about the machine that directories are checked against; None looks them up.
         progress: receives what is being done, as a line of text.
 
@@ -69,18 +71,18 @@ def examine(
     check_device_name(device)
     machine = examine_machine(root)
     folders = [] if root is None else find_directories(root)
-    reports = tuple(_examine_directory(folder, device, load_only, host, progress) for folder in folders)
+    reports = tuple(_examine_directory(folder, device, load_only, trust, host, progress) for folder in folders)
     healthy = not machine.problems and all(report.is_healthy for report in reports)
     return Diagnosis(machine, reports, healthy, _next_step(machine, root, reports))
 
 
 def _examine_directory(
-    folder: Path, device: str, load_only: bool, host: Host | None, progress: Callable[[str], None]
+    folder: Path, device: str, load_only: bool, trust: bool, host: Host | None, progress: Callable[[str], None]
 ) -> DirectoryReport:
     """Check an engine directory with every file hashed again, then load and run its networks one by one."""
     summary = ""
     try:
-        manifest = read_manifest(folder)
+        manifest = replace(read_manifest(folder), trusted=trust)
         summary = _summarize(manifest)
         progress(f"{folder}: hashing files")
         check_directory(manifest, device, host, rehash=True)

@@ -27,6 +27,7 @@ NEEDED = {
     "onnxruntime": "onnxruntime",
     "PIL": "pillow",
     "tqdm": "tqdm",
+    "cryptography": "cryptography",
 }
 """Modules that every run imports, and the distributions that install them."""
 

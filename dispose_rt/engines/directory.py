@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 from ..errors import ManifestError
@@ -18,19 +19,20 @@ class EngineDirectories:
         root: an engine directory, or a parent of engine directories.
         device: "auto", "cpu", "cuda" or "cuda:N".
         host: facts about the machine; None looks them up.
+        trust: the caller vouches for native code in the directories.
 
     Raises:
         ManifestError: there is none, or one of them is damaged, was built for another version, or does not run here.
         InputError: the device is unknown.
     """
 
-    def __init__(self, root: Path, device: str = "auto", host: Host | None = None) -> None:
+    def __init__(self, root: Path, device: str = "auto", host: Host | None = None, *, trust: bool = False) -> None:
         self._manifests: list[Manifest] = []
         failures: list[ManifestError] = []
         folders = find_directories(root)
         for folder in folders:
             try:
-                manifest = read_manifest(folder)
+                manifest = replace(read_manifest(folder), trusted=trust)
                 check_directory(manifest, device, host)
                 self._manifests.append(with_stamps(manifest))
             except ManifestError as error:

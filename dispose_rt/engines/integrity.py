@@ -2,7 +2,8 @@
 
 A directory that was found intact is remembered in `.checked.json` inside it, as one digest of all files' sizes, times
 and inodes; when any of these changes, all files are hashed again. This guards against accidents: whoever can write into
-the directory could just as well write a manifest that fits.
+the directory could just as well write a manifest that fits. Where the files carry native code, the digest is keyed with
+a secret of this user, so that the memory cannot be forged by those who can write there (see `trust`).
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from ..errors import DisposeError, ManifestError
 from ..system.files import save_bytes
 from ..system.json_reader import read_json
 from .manifest import CHECKED_FILE_NAME, FileRecord, Manifest, sha256_of, stamp_of
+from .trust import carries_code, memory_secret
 
 SETTLED_NS = 2_000_000_000
 """A directory with a file that changed less than this before hashing is not remembered: file systems count time in
@@ -162,14 +164,17 @@ class _Snapshot:
 
     @classmethod
     def take(cls, manifest: Manifest) -> _Snapshot | None:
-        """Look at all files. None where one of them is missing."""
+        """Look at all files. None where one is missing, or where what is remembered could be forged."""
         names = sorted({file.path for record in manifest.networks.values() for file in record.files})
         try:
             statuses = [(manifest.folder / name).stat() for name in names]
         except OSError:
             return None
         state = [manifest.to_json()["checksum"], names, list(map(stamp_of, statuses))]
-        digest = hashlib.sha256(json.dumps(state).encode()).hexdigest()
+        secret = memory_secret() if carries_code(manifest) else b""
+        if secret is None:
+            return None  # nothing that others could not forge: hash the files every time
+        digest = hashlib.blake2b(json.dumps(state).encode(), key=secret, digest_size=32).hexdigest()
         return cls(digest, max((status.st_ctime_ns for status in statuses), default=0))
 
     def is_settled(self, now_ns: int) -> bool:

@@ -97,6 +97,7 @@ class Manifest:
         versions: versions of the software that built the directory, by package.
         targets: devices that it runs on: compute capabilities such as "sm_89", or "cpu"; empty where any device that
             the backend supports will do.
+        trusted: the caller vouches for native code in it; not stored.
         stamps: sizes, times and inodes of the files when they were last checked, by path; not stored.
     """
 
@@ -109,6 +110,7 @@ class Manifest:
     weights: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     targets: tuple[str, ...] = ()
+    trusted: bool = field(default=False, compare=False)
     stamps: Mapping[str, Stamp] = field(default_factory=dict, compare=False)
 
     def engine_path(self, network: str) -> Path:
@@ -118,7 +120,7 @@ class Manifest:
     def to_json(self) -> dict[str, Any]:
         """The object that the file holds, its checksum included."""
         body = asdict(self)
-        del body["folder"], body["stamps"]
+        del body["folder"], body["stamps"], body["trusted"]
         body = {"format": FORMAT, "revision": REVISION, "contract_revision": contract.REVISION, **body}
         return {**body, "checksum": checksum_of(body)}
 

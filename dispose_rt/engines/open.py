@@ -5,6 +5,7 @@ from __future__ import annotations
 from .backends import Engine, EngineLoader
 from .integrity import check_unchanged
 from .manifest import Manifest
+from .trust import require_trust
 
 
 class Engines:
@@ -29,7 +30,7 @@ class Engines:
         """Return a network, loading it the first time.
 
         Raises:
-            ManifestError: a file has changed since the directory was checked.
+            ManifestError: a file has changed since the directory was checked, or its native code is not trusted.
             EngineError: its backend is not installed, or refuses the file.
             DeviceError: the device is not there, or does not fit.
         """
@@ -62,6 +63,7 @@ class Engines:
 
 
 def _make_loader(backend: str, manifest: Manifest, device: str) -> EngineLoader:
+    require_trust(manifest)
     # imported here: each needs packages that the others do not
     if backend == "onnxruntime":
         from .backends.onnxruntime import OnnxRuntimeLoader

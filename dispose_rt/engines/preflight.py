@@ -12,6 +12,7 @@ from ..errors import DeviceError, EngineError, ManifestError
 from .backends.tensorrt_flavour import FLAVOURS, portable_plan_runs_on, tensorrt_version
 from .integrity import find_damage, repair_advice
 from .manifest import Manifest
+from .trust import find_distrust
 
 _PACKAGES = {"tensorrt_rtx": "tensorrt-rtx-cu13", "tensorrt": "tensorrt", "aotinductor": "torch"}
 
@@ -81,6 +82,7 @@ def check_directory(
 def find_problems(manifest: Manifest, device: str, host: Host, *, rehash: bool = False) -> list[Problem]:
     """Return every problem of an engine directory on this machine; see `check_directory`."""
     return [
+        *_trust_problems(manifest),
         *_damage_problems(manifest, rehash),
         *_software_problems(manifest, host),
         *_device_problems(manifest, device, host),
@@ -101,6 +103,11 @@ def plan_bytes(manifest: Manifest) -> int:
         for file in record.files
     }
     return sum(file.size_bytes for file in files)
+
+
+def _trust_problems(manifest: Manifest) -> Iterator[Problem]:
+    if distrust := find_distrust(manifest):
+        yield Problem(*distrust)
 
 
 def _damage_problems(manifest: Manifest, rehash: bool) -> Iterator[Problem]:

@@ -12,6 +12,7 @@ import argparse
 import contextlib
 import json
 import re
+import shlex
 import sys
 import tempfile
 import traceback
@@ -31,6 +32,7 @@ from dispose_rt.engines.manifest import (
     NetworkRecord,
     write_manifest,
 )
+from dispose_rt.engines.trust import SIGNATURE_FILE_NAME, carries_code, sign_directory
 from dispose_rt.errors import DisposeError, InputError, ManifestError
 
 from .builds.network import TIMING_CACHE, build_network
@@ -53,7 +55,7 @@ from .synthetic.random_weights import RandomWeights
 DEFAULT_SIZE = "576x1024"
 _ENGINE_SUFFIXES = (*set(SUFFIXES.values()), ".data")
 _PASSING_SUFFIXES = (".part", RUNTIME_CACHE_SUFFIX)
-_KNOWN_NAMES = (FILE_NAME, FOLDER, TIMING_CACHE, CHECKED_FILE_NAME)
+_KNOWN_NAMES = (FILE_NAME, SIGNATURE_FILE_NAME, FOLDER, TIMING_CACHE, CHECKED_FILE_NAME)
 _NOTED_BYTES = 4 << 30
 
 
@@ -295,8 +297,19 @@ def build_engines(
         )
         prune_files(output, {file.path for record in finished.values() for file in record.files}, _ENGINE_SUFFIXES)
         write_manifest(manifest)
+        _sign(manifest)
     print(f"{output} is ready: dispose_rt.Animator({str(output)!r})")
     return manifest
+
+
+def _sign(manifest: Manifest) -> None:
+    """Sign what can carry native code, so that this user may run it."""
+    if carries_code(manifest):
+        try:
+            sign_directory(manifest)
+        except (InputError, OSError) as error:
+            command = shlex.join(["dispose-rt", "trust", str(manifest.folder)])
+            print(f"note: the directory is not signed: {error}. Before it runs: {command}")
 
 
 def _build_stale(

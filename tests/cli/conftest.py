@@ -29,8 +29,10 @@ class FakeAnimator:
     failure: BaseException | None
     closed: int
 
-    def __init__(self, engine_dir: Any, device: str = "auto", *, pose_cache: Path | None = None) -> None:
-        self.opened = {"engine_dir": engine_dir, "device": device, "pose_cache": pose_cache}
+    def __init__(
+        self, engine_dir: Any, device: str = "auto", *, pose_cache: Path | None = None, trust: bool = False
+    ) -> None:
+        self.opened = {"engine_dir": engine_dir, "device": device, "pose_cache": pose_cache, "trust": trust}
 
     def __enter__(self) -> FakeAnimator:
         return self

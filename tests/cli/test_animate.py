@@ -26,6 +26,7 @@ def test_animate_with_defaults(
         **{"progress": True, "steps": 25, "guidance_scale": 2.0, "overlap": None, "stride": 2, "seed": 0, "fps": None},
         **{"controls": ("motion", "points"), "noise_aug_strength": 0.0, "motion_bucket_id": 127},
         **{"decode_chunk": None, "conditions_memory": "auto"},
+        "trust": False,
         **{"pose_cache": caches / "dispose-rt" / "poses", "audio": True, "keep_frames": False, "observer": None},
     }
     assert animator.closed == 1

@@ -54,7 +54,7 @@ def test_no_command_prints_the_help(capsys: Captured) -> None:
 
 
 def test_help_has_examples(capsys: Captured) -> None:
-    assert len(COMMANDS) == 7
+    assert len(COMMANDS) == 8
     with every_item() as every:
         for argv in (["--help"], *([name, "--help"] for name in COMMANDS)):
             with every(*argv):

@@ -41,6 +41,12 @@ BACKENDS = ("tensorrt_rtx", "tensorrt", "aotinductor")
 REMEDY = "dispose-rt build --weights WEIGHTS --output"
 
 
+@pytest.fixture(autouse=True)
+def _trusted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trust is no question here; see test_trust.py."""
+    monkeypatch.setenv("DISPOSE_RT_TRUST", "all")
+
+
 def make_host(
     gpu: Gpu | None = GPU,
     versions: dict[str, str] = VERSIONS,

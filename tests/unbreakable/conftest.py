@@ -107,10 +107,10 @@ class Workshop:
             def __exit__(self, *error: object) -> None:
                 shop.animator._pose_cache = None
 
-        def open_animator(engine_dir: Any, device: str = "auto", *, pose_cache: Path | None = None) -> Any:
+        def open_animator(engine_dir: Any, device: str = "auto", **options: Any) -> Any:
             if Path(engine_dir) == shop.engines and device == "auto":
-                return Lent(pose_cache)
-            return make(engine_dir, device, pose_cache=pose_cache)
+                return Lent(options.get("pose_cache"))
+            return make(engine_dir, device, **options)
 
         monkeypatch.setattr(dispose_rt, "Animator", open_animator)
 
