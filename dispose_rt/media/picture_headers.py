@@ -1,0 +1,128 @@
+"""Checks what the headers of a picture file say before a decoder sees it: sizes, checksums, lists that never end."""
+
+from __future__ import annotations
+
+import io
+import re
+import struct
+import zlib
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+import numpy as np
+from PIL.TiffImagePlugin import ImageFileDirectory_v2
+
+MAX_PNG_CHUNKS = 2**17
+"""Enough for IDAT chunks of 4 kB each in the largest file."""
+MAX_JPEG_SEGMENTS = 2**12
+MAX_JPEG_SCANS = 32
+"""Every scan of a progressive JPEG costs time, however few bytes it has; encoders write about ten."""
+MAX_TIFF_TAGS = 2**12
+MAX_EXIF_BYTES = 2**17
+"""Pillow reads every EXIF entry into memory, and all of them may point to the same bytes."""
+_JPEG_MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")  # but stuffed bytes, restarts and padding
+_JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_WITHOUT_BODY = (0x01, 0xD8)
+_PNG_START = 8
+
+
+class TruncatedError(ValueError):
+    """The file ends before its picture does."""
+
+
+@dataclass(frozen=True)
+class JpegFrame:
+    """What the segments of a JPEG say.
+
+    Attributes:
+        width, height: size as stored, in pixels.
+        components: 1 (grey), 3 (colour) or 4 (CMYK).
+        scans: number of scans. A decoder keeps the coefficients of all pixels where there are several.
+    """
+
+    width: int
+    height: int
+    components: int
+    scans: int
+
+
+def read_jpeg_frame(data: bytes) -> JpegFrame:
+    """Walk through the segments of a JPEG up to its end (ITU-T T.81, B.1).
+
+    Raises:
+        TruncatedError: there is no end.
+        SyntaxError: there is no frame, or more scans, segments or EXIF data than any camera writes.
+    """
+    at, scans, exif_bytes, frame = 2, 0, 0, None
+    for _ in range(MAX_JPEG_SEGMENTS):
+        marker = _JPEG_MARKER.search(data, at)
+        if marker is None:
+            raise TruncatedError
+        kind, at = data[marker.start() + 1], marker.end()
+        if kind == 0xD9:
+            break
+        if kind in _WITHOUT_BODY:
+            continue
+        if kind == 0xDA:
+            scans += 1
+        elif kind in _JPEG_FRAMES and frame is None:
+            _, height, width, components = struct.unpack_from(">BHHB", data, at + 2)
+            frame = width, height, components
+        elif kind == 0xE1 and data.startswith(b"Exif", at + 2):
+            exif_bytes += int.from_bytes(data[at : at + 2])
+        at += int.from_bytes(data[at : at + 2])
+    else:
+        raise SyntaxError("too many segments")
+    if frame is None or not scans or scans > MAX_JPEG_SCANS or exif_bytes > MAX_EXIF_BYTES:
+        raise SyntaxError(f"{frame} with {scans} scans and {exif_bytes} bytes of EXIF data")
+    return JpegFrame(*frame, scans)
+
+
+def check_png(file: BinaryIO) -> None:
+    """Verify the checksums of all chunks: Pillow decodes without a look at them.
+
+    Raises:
+        TruncatedError: there is no IEND chunk.
+        SyntaxError: a checksum is wrong, or there are more chunks or colour profiles than any encoder writes.
+    """
+    file.seek(_PNG_START)
+    profiles = 0
+    for _ in range(MAX_PNG_CHUNKS):
+        head = file.read(8)
+        if len(head) < 8:
+            raise TruncatedError
+        body, checksum = file.read(int.from_bytes(head[:4])), file.read(4)
+        if len(checksum) < 4:
+            raise TruncatedError
+        if zlib.crc32(body, zlib.crc32(head[4:])) != int.from_bytes(checksum):
+            raise SyntaxError(f"the checksum of a {head[4:]!r} chunk is wrong")
+        profiles += head[4:] == b"iCCP"
+        if head[4:] == b"IEND":
+            break
+    else:
+        raise SyntaxError("too many chunks")
+    if profiles > 1:
+        raise SyntaxError(f"{profiles} colour profiles")
+
+
+def read_tiff_tags(data: bytes) -> ImageFileDirectory_v2:
+    """Read the first directory of a TIFF or BigTIFF.
+
+    Raises:
+        SyntaxError: its values cannot fit into the file, or there are more of them than any program writes.
+    """
+    big = 43 in data[2:4]
+    tags = ImageFileDirectory_v2(data[: 16 if big else 8])
+    order, wide = ("<" if data.startswith(b"II") else ">"), ("u8" if big else "u4")
+    counter = struct.Struct(order + ("Q" if big else "H"))
+    (count,) = counter.unpack_from(data, tags.next)
+    if count > MAX_TIFF_TAGS:
+        raise SyntaxError(f"{count} tags")
+    entry: Any = np.dtype([("tag", "u2"), ("type", "u2"), ("values", wide), ("offset", wide)]).newbyteorder(order)
+    entries = np.frombuffer(data, entry, count, tags.next + counter.size)
+    if entries["values"].astype(np.float64).sum() > len(data):
+        raise SyntaxError("more values than bytes")
+    file = io.BytesIO(data)
+    file.seek(tags.next)
+    tags.load(file)
+    return tags
