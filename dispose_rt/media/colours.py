@@ -18,7 +18,7 @@ from ..types import U8
 
 SRGB_TOLERANCE = 2
 """A profile that moves no colour by more than this many levels counts as sRGB, and the pixels stay as they are."""
-BAND_PIXELS = 2**20
+BAND_PIXELS = 2**17
 """Pixels that are converted at a time, so that a large picture does not lie in memory in every form that it takes."""
 _PROFILE_MODES = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}
 """Pillow's mode by the colour space of an ICC profile."""
@@ -56,15 +56,16 @@ def finish_pixels(
 
 def lay_on_white(pixels: U8) -> U8:
     """Three channels from one, three or four (the fourth is alpha, not premultiplied)."""
-    if pixels.ndim == 2:
-        pixels = pixels[:, :, None]
-    channels = pixels.shape[2]
-    if channels == 1:
-        pixels = np.repeat(pixels, 3, axis=2)
-    elif channels == 4:
-        alpha = pixels[:, :, 3:].astype(np.uint32)
-        pixels = ((pixels[:, :, :3] * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
-    return np.ascontiguousarray(pixels)
+    if pixels.ndim == 2 or pixels.shape[2] == 1:
+        return np.repeat(pixels.reshape(*pixels.shape[:2], 1), 3, axis=2)
+    done = np.ascontiguousarray(pixels[:, :, :3])
+    if pixels.shape[2] == 4 and not (pixels[:, :, 3] == 255).all():
+        alpha = pixels[:, :, 3].astype(np.uint16)
+        ground = 255 * (255 - alpha) + 127
+        for channel in range(3):  # a row at a time, not a pixel
+            mixed = pixels[:, :, channel] * alpha + ground
+            done[:, :, channel] = (mixed + (mixed >> 8) + 1) >> 8  # divided by 255, exact below 65535
+    return done
 
 
 def _cut_band(pixels: PilImage | NDArray[Any], top: int, bottom: int, name: str, premultiplied: bool) -> PilImage:
@@ -147,5 +148,9 @@ def _deep_pixels(image: PilImage, name: str) -> NDArray[np.uint16]:
 def _to_u8(pixels: NDArray[Any]) -> U8:
     """Scale 16-bit values to 8 bits: 65535 becomes 255, rounded to nearest."""
     if pixels.dtype.kind == "u" and pixels.dtype.itemsize == 2:
-        return ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)
+        values = pixels.astype(np.uint32)
+        values *= 255
+        values += 32895
+        values >>= 16  # the nearest of value / 257, for all 65536
+        return values.astype(np.uint8)
     return pixels.astype(np.uint8, copy=False)

@@ -57,8 +57,6 @@ MAX_DECODING_BYTES = 1_350_000_000
 DAMAGE = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error)
 """What Pillow raises for damaged or closed files."""
 _FORMATS = "PNG, JPEG, WebP, BMP or TIFF"
-_PNG_DEPTH_AT = 24
-"""Offset of the bits per channel (ISO/IEC 15948, 11.2.1)."""
 _BMP_RUN_LENGTHS = (1, 2)
 _CMYK = 5
 _ALPHA, _PREMULTIPLIED = 2, 1
@@ -143,7 +141,7 @@ def _read_file(path: Path) -> U8:
             f"{name} has {size_bytes} bytes, more than the {MAX_FILE_BYTES} that are accepted; scale it down first, or "
             "save it as a JPEG"
         )
-    with path.open("rb") as file:
+    with path.open("rb", buffering=0) as file:  # a buffer would double what is read at once
         decode = _find_decoder(file.read(16), name)
         try:
             with _quiet_decoders():
@@ -176,12 +174,14 @@ def _find_decoder(head: bytes, name: str) -> Callable[[Any, str], _Decoded]:
 def _decode_png(file: Any, name: str) -> _Decoded:
     with PngImageFile(file) as image:
         check_size(*image.size, name)
-        check_png(file)
+        start = file.tell()
+        exif, depth = check_png(file)
+        if exif:  # may stand behind the pixels
+            image.info["exif"] = b"Exif\0\0" + exif
         profile, orientation = image.info.get("icc_profile"), _orientation(image)
-        file.seek(_PNG_DEPTH_AT)
-        if file.read(1) != b"\x10":
-            file.seek(0)
-            return _Decoded(_load(PngImageFile(file)), profile, orientation)
+        if depth <= 8:
+            file.seek(start)
+            return _Decoded(_load(image), profile, orientation)
         file.seek(0)
         data = file.read()
         _check_memory(2 * len(data) + 8 * image.width * image.height, name)
@@ -378,7 +378,8 @@ def _orientation(image: PilImage) -> int:
     if len(image.info.get("exif", b"")) > MAX_EXIF_BYTES:
         image.info["exif"] = image.info["exif"][:MAX_EXIF_BYTES]  # the tag is among the first ones
     try:
-        return int(image.getexif().get(Base.Orientation, 1))
+        exif = Image.Image.getexif(image)  # that of a PNG would decode it
+        return int(exif.get(Base.Orientation, 1))
     except Exception:  # whatever Pillow stumbles over, the pixels are none the worse for it
         return 1
 

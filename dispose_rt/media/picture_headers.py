@@ -24,6 +24,8 @@ _JPEG_MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")  # but stuffed bytes, re
 _JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _WITHOUT_BODY = (0x01, 0xD8)
 _PNG_START = 8
+_PNG_DEPTH_AT = 8
+"""Offset of the bits per channel in IHDR (ISO/IEC 15948, 11.2.1)."""
 
 
 class TruncatedError(ValueError):
@@ -78,15 +80,18 @@ def read_jpeg_frame(data: bytes) -> JpegFrame:
     return JpegFrame(*frame, scans)
 
 
-def check_png(file: BinaryIO) -> None:
-    """Verify the checksums of all chunks: Pillow decodes without a look at them.
+def check_png(file: BinaryIO) -> tuple[bytes, int]:
+    """Verify the checksums of all chunks (ISO/IEC 15948, 5.3): Pillow decodes without a look at them.
+
+    Returns:
+        The body of the eXIf chunk, empty if there is none, and the bits per channel.
 
     Raises:
         TruncatedError: there is no IEND chunk.
         SyntaxError: a checksum is wrong, or there are more chunks or colour profiles than any encoder writes.
     """
     file.seek(_PNG_START)
-    profiles = 0
+    profiles, depth, exif = 0, 0, b""
     for _ in range(MAX_PNG_CHUNKS):
         head = file.read(8)
         if len(head) < 8:
@@ -96,13 +101,19 @@ def check_png(file: BinaryIO) -> None:
             raise TruncatedError
         if zlib.crc32(body, zlib.crc32(head[4:])) != int.from_bytes(checksum):
             raise SyntaxError(f"the checksum of a {head[4:]!r} chunk is wrong")
-        profiles += head[4:] == b"iCCP"
-        if head[4:] == b"IEND":
+        if head[4:] == b"IHDR" and len(body) > _PNG_DEPTH_AT:
+            depth = body[_PNG_DEPTH_AT]
+        elif head[4:] == b"eXIf":
+            exif = body
+        elif head[4:] == b"iCCP":
+            profiles += 1
+        elif head[4:] == b"IEND":
             break
     else:
         raise SyntaxError("too many chunks")
     if profiles > 1:
         raise SyntaxError(f"{profiles} colour profiles")
+    return exif, depth
 
 
 def read_tiff_tags(data: bytes) -> ImageFileDirectory_v2:
