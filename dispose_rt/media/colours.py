@@ -24,12 +24,11 @@ _PROFILE_MODES = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}
 """Pillow's mode by the colour space of an ICC profile."""
 _GREY_MODES = ("1", "L", "LA")
 
-PilImage: TypeAlias = Image.Image
 _Transform: TypeAlias = "tuple[str, ImageCms.ImageCmsTransform | None]"
 
 
 def finish_pixels(
-    pixels: PilImage | NDArray[Any], profile: bytes | None, orientation: int, name: str, premultiplied: bool = False
+    pixels: Image.Image | NDArray[Any], profile: bytes | None, orientation: int, name: str, premultiplied: bool = False
 ) -> U8:
     """Bring decoded pixels to sRGB, lay them on white and turn them upright.
 
@@ -54,21 +53,24 @@ def finish_pixels(
     return _turn(done, orientation)
 
 
-def lay_on_white(pixels: U8) -> U8:
-    """Three channels from one, three or four (the fourth is alpha, not premultiplied)."""
-    if pixels.ndim == 2 or pixels.shape[2] == 1:
-        return np.repeat(pixels.reshape(*pixels.shape[:2], 1), 3, axis=2)
-    done = np.ascontiguousarray(pixels[:, :, :3])
-    if pixels.shape[2] == 4 and not (pixels[:, :, 3] == 255).all():
-        alpha = pixels[:, :, 3].astype(np.uint16)
-        ground = 255 * (255 - alpha) + 127
-        for channel in range(3):  # a row at a time, not a pixel
-            mixed = pixels[:, :, channel] * alpha + ground
-            done[:, :, channel] = (mixed + (mixed >> 8) + 1) >> 8  # divided by 255, exact below 65535
-    return done
+def _lay_on_white(pixels: U8) -> U8:
+    """Three channels from three or four (the fourth is alpha, not premultiplied), rounded to nearest."""
+    if pixels.shape[2] == 3:
+        return pixels
+    *colours, alpha = cv2.split(pixels)
+    if not (alpha == 255).all():
+        deep_alpha = alpha.astype(np.uint16)
+        ground = 255 * (255 - deep_alpha) + 127
+        for channel, values in enumerate(colours):
+            mixed = values * deep_alpha
+            mixed += ground
+            mixed += (mixed >> 8) + 1
+            mixed >>= 8  # all in all a division by 255, exact below 65535
+            colours[channel] = mixed.astype(np.uint8)
+    return np.asarray(cv2.merge(colours), np.uint8)
 
 
-def _cut_band(pixels: PilImage | NDArray[Any], top: int, bottom: int, name: str, premultiplied: bool) -> PilImage:
+def _cut_band(pixels: Image.Image | NDArray[Any], top: int, bottom: int, name: str, premultiplied: bool) -> Image.Image:
     if isinstance(pixels, Image.Image):
         band = pixels if bottom - top == pixels.height else pixels.crop((0, top, pixels.width, bottom))
         if band.mode == "I" or band.mode.startswith("I;16"):
@@ -80,7 +82,7 @@ def _cut_band(pixels: PilImage | NDArray[Any], top: int, bottom: int, name: str,
     return Image.fromarray(np.ascontiguousarray(values))
 
 
-def _convert_band(image: PilImage, transform: _Transform) -> U8:
+def _convert_band(image: Image.Image, transform: _Transform) -> U8:
     transparent = image.mode[-1:] in "Aa" or "transparency" in image.info
     shown = image.convert("RGBA" if transparent else "RGB")
     mode, to_srgb = transform
@@ -90,7 +92,7 @@ def _convert_band(image: PilImage, transform: _Transform) -> U8:
         if transparent:
             converted.putalpha(shown.getchannel("A"))
         shown = converted
-    return lay_on_white(np.asarray(shown, np.uint8))
+    return _lay_on_white(np.asarray(shown, np.uint8))
 
 
 def _find_transform_or_warn(profile: bytes, name: str) -> _Transform:
@@ -134,7 +136,7 @@ def _turn(pixels: U8, orientation: int) -> U8:
     return np.ascontiguousarray(turns[orientation](pixels)) if orientation in turns else pixels
 
 
-def _deep_pixels(image: PilImage, name: str) -> NDArray[np.uint16]:
+def _deep_pixels(image: Image.Image, name: str) -> NDArray[np.uint16]:
     """16-bit grey values of a picture in mode "I" or "I;16"."""
     values = np.asarray(image)
     if values.size and not 0 <= int(values.min()) <= int(values.max()) <= 65535:

@@ -27,26 +27,13 @@ from PIL.BmpImagePlugin import BmpImageFile
 from PIL.ExifTags import Base
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
-from PIL.TiffImagePlugin import (
-    BITSPERSAMPLE,
-    EXTRASAMPLES,
-    ICCPROFILE,
-    IMAGELENGTH,
-    IMAGEWIDTH,
-    PHOTOMETRIC_INTERPRETATION,
-    PLANAR_CONFIGURATION,
-    ROWSPERSTRIP,
-    SAMPLESPERPIXEL,
-    TILELENGTH,
-    TILEWIDTH,
-)
 from PIL.WebPImagePlugin import WebPImageFile
 
 from ..errors import InputError
 from ..types import U8
-from .colours import PilImage, finish_pixels
+from .colours import finish_pixels
 from .inputs import find_file
-from .picture_headers import MAX_EXIF_BYTES, TruncatedError, check_png, read_jpeg_frame, read_tiff_tags
+from .picture_headers import MAX_EXIF_BYTES, TruncatedError, check_png, read_jpeg_frame, read_tiff_layout
 
 MAX_PIXELS = 110_000_000
 """Largest picture that is accepted: as many pixels as the largest common cameras take (108 million)."""
@@ -58,13 +45,12 @@ DAMAGE = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, 
 """What Pillow raises for damaged or closed files."""
 _FORMATS = "PNG, JPEG, WebP, BMP or TIFF"
 _BMP_RUN_LENGTHS = (1, 2)
-_CMYK = 5
 _ALPHA, _PREMULTIPLIED = 2, 1
 """Values of TIFF's ExtraSamples (TIFF 6.0, section 18)."""
-_MIN_TILE = 16
 _DEEP_FORMATS = {"gray16be": 1, "ya16be": 2, "rgb48be": 3, "rgba64be": 4}
 """Channels by FFmpeg's name of a pixel format."""
 
+PilImage: TypeAlias = Image.Image
 ImageSource: TypeAlias = "str | os.PathLike[str] | NDArray[np.uint8] | PilImage"
 """A path, a uint8 RGB array or a PIL image."""
 
@@ -192,8 +178,11 @@ def _decode_deep_png(data: bytes) -> NDArray[np.uint16]:
     """Decode with FFmpeg: Pillow keeps the upper 8 of a colour picture's 16 bits, OpenCV prints on stderr."""
     decoder: Any = av.CodecContext.create("png", "r")
     decoder.thread_count, decoder.options = 1, {"err_detect": "explode"}
-    (frame,) = decoder.decode(av.Packet(data))
-    channels = _DEEP_FORMATS[frame.format.name]
+    try:
+        (frame,) = decoder.decode(av.Packet(data))
+        channels = _DEEP_FORMATS[frame.format.name]
+    except (av.error.FFmpegError, KeyError) as error:
+        raise SyntaxError(f"FFmpeg cannot decode it: {error}") from error
     rows = np.frombuffer(frame.planes[0], ">u2").reshape(frame.height, -1)
     pixels = rows[:, : frame.width * channels].reshape(frame.height, frame.width, channels)
     return pixels[:, :, [0, 0, 0, 1]] if channels == 2 else pixels.squeeze(2) if channels == 1 else pixels
@@ -252,33 +241,25 @@ def _decode_tiff(file: Any, name: str) -> _Decoded:
     a message of its own, and reads directories of any size into memory.
     """
     data = file.read()
-    tags = read_tiff_tags(data)
-    width, height, samples = tags.get(IMAGEWIDTH), tags.get(IMAGELENGTH), tags.get(SAMPLESPERPIXEL, 1)
-    if not (isinstance(width, int) and isinstance(height, int) and isinstance(samples, int)):
-        raise SyntaxError("no size")
-    check_size(width, height, name)
-    bits = max(tags.get(BITSPERSAMPLE, (1,)))
-    if bits == 16 and tags.get(PLANAR_CONFIGURATION) == 2:
+    layout = read_tiff_layout(data)
+    check_size(layout.width, layout.height, name)
+    if layout.bits == 16 and layout.in_planes:
         raise InputError(
             f"{name} stores its 16-bit channels one after the other, which OpenCV reads wrongly; save it as a PNG"
         )
-    if bits == 16 and tags.get(PHOTOMETRIC_INTERPRETATION) == _CMYK:
+    if layout.bits == 16 and layout.is_cmyk:
         raise InputError(f"{name} is a CMYK picture of 16 bits, which OpenCV reads wrongly; save it as an RGB picture")
-    tile_width, tile_height = tags.get(TILEWIDTH, width), tags.get(TILELENGTH, tags.get(ROWSPERSTRIP, height))
-    if TILEWIDTH in tags and min(tile_width, tile_height) < _MIN_TILE:
-        raise SyntaxError("tiny tiles")
-    part_pixels = (
-        min(tile_width * tile_height, width * height) if TILEWIDTH in tags else width * min(tile_height, height)
-    )
-    sample_bytes = samples * max(1, bits // 8)
-    part_bytes = sample_bytes if bits > 8 else sample_bytes + 4  # pixels of 8 bits go through RGBA
-    _check_memory(len(data) + part_pixels * part_bytes + width * height * max(4, sample_bytes), name)
-    alpha = set(tags.get(EXTRASAMPLES, ())) & {_ALPHA, _PREMULTIPLIED}
-    flags = cv2.IMREAD_UNCHANGED if alpha and samples == 4 else cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH
+    pixel_bytes = layout.samples * max(1, layout.bits // 8)
+    part_bytes = pixel_bytes if layout.bits > 8 else pixel_bytes + 4  # pixels of 8 bits go through RGBA
+    needed_bytes = layout.part_pixels * part_bytes + layout.width * layout.height * max(4, pixel_bytes)
+    _check_memory(len(data) + needed_bytes, name)
+    has_alpha = layout.samples == 4 and bool(layout.extra & {_ALPHA, _PREMULTIPLIED})
+    flags = cv2.IMREAD_UNCHANGED if has_alpha else cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH
     pixels = _decode_with_opencv(data, flags)
     if pixels.dtype not in (np.uint8, np.uint16):
         raise InputError(f"{name} holds {pixels.dtype} values; save it with 8 or 16 bits per channel")
-    return _Decoded(pixels, tags.get(ICCPROFILE), 1, bits <= 8 or _PREMULTIPLIED in alpha)
+    # libtiff multiplies colours of 8 bits by their alpha
+    return _Decoded(pixels, layout.profile, 1, layout.bits <= 8 or _PREMULTIPLIED in layout.extra)
 
 
 def _decode_with_opencv(data: bytes, flags: int) -> NDArray[Any]:

@@ -7,10 +7,23 @@ import re
 import struct
 import zlib
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
-from PIL.TiffImagePlugin import ImageFileDirectory_v2
+from PIL.TiffImagePlugin import (
+    BITSPERSAMPLE,
+    EXTRASAMPLES,
+    ICCPROFILE,
+    IMAGELENGTH,
+    IMAGEWIDTH,
+    PHOTOMETRIC_INTERPRETATION,
+    PLANAR_CONFIGURATION,
+    ROWSPERSTRIP,
+    SAMPLESPERPIXEL,
+    TILELENGTH,
+    TILEWIDTH,
+    ImageFileDirectory_v2,
+)
 
 MAX_PNG_CHUNKS = 2**17
 """Enough for IDAT chunks of 4 kB each in the largest file."""
@@ -26,6 +39,10 @@ _WITHOUT_BODY = (0x01, 0xD8)
 _PNG_START = 8
 _PNG_DEPTH_AT = 8
 """Offset of the bits per channel in IHDR (ISO/IEC 15948, 11.2.1)."""
+
+_PLANES, _CMYK = 2, 5
+"""Values of PlanarConfiguration and PhotometricInterpretation (TIFF 6.0)."""
+_MIN_TILE = 16
 
 
 class TruncatedError(ValueError):
@@ -46,6 +63,32 @@ class JpegFrame:
     height: int
     components: int
     scans: int
+
+
+@dataclass(frozen=True)
+class TiffLayout:
+    """What the first directory of a TIFF says.
+
+    Attributes:
+        width, height: size as stored, in pixels.
+        samples: values per pixel.
+        bits: most bits per value.
+        part_pixels: pixels of a strip or tile, which is decoded as a whole.
+        in_planes: whether the channels lie one after the other.
+        is_cmyk: whether the colours are CMYK.
+        extra: meanings of the samples beyond the colours: 1 alpha with premultiplied colours, 2 alpha.
+        profile: ICC profile.
+    """
+
+    width: int
+    height: int
+    samples: int
+    bits: int
+    part_pixels: int
+    in_planes: bool
+    is_cmyk: bool
+    extra: frozenset[int]
+    profile: bytes | None
 
 
 def read_jpeg_frame(data: bytes) -> JpegFrame:
@@ -116,22 +159,55 @@ def check_png(file: BinaryIO) -> tuple[bytes, int]:
     return exif, depth
 
 
-def read_tiff_tags(data: bytes) -> ImageFileDirectory_v2:
+def read_tiff_layout(data: bytes) -> TiffLayout:
     """Read the first directory of a TIFF or BigTIFF.
 
     Raises:
-        SyntaxError: its values cannot fit into the file, or there are more of them than any program writes.
+        SyntaxError: a value is missing or makes no sense, or there are more values than bytes.
     """
+    tags = _read_tiff_tags(data)
+
+    def find(tag: int, default: int | None = None) -> int:
+        value = tags.get(tag, default)
+        if not isinstance(value, int) or value < 0:
+            raise SyntaxError(f"tag {tag} is {value!r}")
+        return value
+
+    width, height = find(IMAGEWIDTH), find(IMAGELENGTH)
+    if TILEWIDTH in tags:
+        part_width, part_height = find(TILEWIDTH), find(TILELENGTH)
+        if min(part_width, part_height) < _MIN_TILE:
+            raise SyntaxError(f"tiles of {part_width} x {part_height} pixels")
+    else:
+        part_width, part_height = width, min(height, find(ROWSPERSTRIP, height))
+    profile, extra, bits = tags.get(ICCPROFILE), tags.get(EXTRASAMPLES, ()), tags.get(BITSPERSAMPLE, (1,))
+    return TiffLayout(
+        width,
+        height,
+        find(SAMPLESPERPIXEL, 1),
+        max(bits),
+        part_width * part_height,
+        tags.get(PLANAR_CONFIGURATION) == _PLANES,
+        tags.get(PHOTOMETRIC_INTERPRETATION) == _CMYK,
+        frozenset(extra),
+        profile if isinstance(profile, bytes) else None,
+    )
+
+
+def _read_tiff_tags(data: bytes) -> ImageFileDirectory_v2:
     big = 43 in data[2:4]
     tags = ImageFileDirectory_v2(data[: 16 if big else 8])
-    order, wide = ("<" if data.startswith(b"II") else ">"), ("u8" if big else "u4")
+    order: Literal["<", ">"] = "<" if data.startswith(b"II") else ">"
+    wide = "u8" if big else "u4"
     counter = struct.Struct(order + ("Q" if big else "H"))
+    if tags.next > len(data):
+        raise SyntaxError(f"a directory at byte {tags.next}")
     (count,) = counter.unpack_from(data, tags.next)
     if count > MAX_TIFF_TAGS:
         raise SyntaxError(f"{count} tags")
     entry: Any = np.dtype([("tag", "u2"), ("type", "u2"), ("values", wide), ("offset", wide)]).newbyteorder(order)
     entries = np.frombuffer(data, entry, count, tags.next + counter.size)
-    if entries["values"].astype(np.float64).sum() > len(data):
+    if entries["values"].astype(np.float64).sum() > len(data):  # Pillow reads them all into memory
         raise SyntaxError("more values than bytes")
     file = io.BytesIO(data)
     file.seek(tags.next)
