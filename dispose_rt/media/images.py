@@ -47,8 +47,16 @@ _FORMATS = "PNG, JPEG, WebP, BMP or TIFF"
 _BMP_RUN_LENGTHS = (1, 2)
 _ALPHA, _PREMULTIPLIED = 2, 1
 """Values of TIFF's ExtraSamples (TIFF 6.0, section 18)."""
-_DEEP_FORMATS = {"gray16be": 1, "ya16be": 2, "rgb48be": 3, "rgba64be": 4}
-"""Channels by FFmpeg's name of a pixel format."""
+_ODD_SUBSAMPLING = "Could not determine subsampling"
+_FFMPEG_FORMATS = {
+    "ya8": ("u1", 2),
+    "ya16le": ("<u2", 2),
+    "ya16be": (">u2", 2),
+    "gray16be": (">u2", 1),
+    "rgb48be": (">u2", 3),
+    "rgba64be": (">u2", 4),
+}
+"""Type and number of channels by FFmpeg's name of a pixel format."""
 
 PilImage: TypeAlias = Image.Image
 ImageSource: TypeAlias = "str | os.PathLike[str] | NDArray[np.uint8] | PilImage"
@@ -158,38 +166,41 @@ def _find_decoder(head: bytes, name: str) -> Callable[[Any, str], _Decoded]:
 
 
 def _decode_png(file: Any, name: str) -> _Decoded:
+    exif, depth = check_png(file)  # before Pillow, which unpacks every profile
+    file.seek(0)
     with PngImageFile(file) as image:
         check_size(*image.size, name)
-        start = file.tell()
-        exif, depth = check_png(file)
         if exif:  # may stand behind the pixels
             image.info["exif"] = b"Exif\0\0" + exif
         profile, orientation = image.info.get("icc_profile"), _orientation(image)
         if depth <= 8:
-            file.seek(start)
             return _Decoded(_load(image), profile, orientation)
         file.seek(0)
         data = file.read()
         _check_memory(2 * len(data) + 8 * image.width * image.height, name)
-        return _Decoded(_decode_deep_png(data), profile, orientation)
+        return _Decoded(_decode_with_ffmpeg("png", data), profile, orientation)
 
 
-def _decode_deep_png(data: bytes) -> NDArray[np.uint16]:
-    """Decode with FFmpeg: Pillow keeps the upper 8 of a colour picture's 16 bits, OpenCV prints on stderr."""
-    decoder: Any = av.CodecContext.create("png", "r")
-    decoder.thread_count, decoder.options = 1, {"err_detect": "explode"}
+def _decode_with_ffmpeg(codec: str, data: bytes) -> NDArray[Any]:
+    """Decode what Pillow cuts to 8 bits, or OpenCV leaves without its alpha, to a grey, RGB or RGBA array."""
+    decoder: Any = av.CodecContext.create(codec, "r")
+    decoder.thread_count = 1
+    if codec == "png":  # for TIFF, a tag that is unknown would be an error
+        decoder.options = {"err_detect": "explode"}
     try:
         (frame,) = decoder.decode(av.Packet(data))
-        channels = _DEEP_FORMATS[frame.format.name]
+        dtype, channels = _FFMPEG_FORMATS[frame.format.name]
     except (av.error.FFmpegError, KeyError) as error:
         raise SyntaxError(f"FFmpeg cannot decode it: {error}") from error
-    rows = np.frombuffer(frame.planes[0], ">u2").reshape(frame.height, -1)
+    rows = np.frombuffer(frame.planes[0], dtype).reshape(frame.height, -1)
     pixels = rows[:, : frame.width * channels].reshape(frame.height, frame.width, channels)
     return pixels[:, :, [0, 0, 0, 1]] if channels == 2 else pixels.squeeze(2) if channels == 1 else pixels
 
 
 def _decode_jpeg(file: Any, name: str) -> _Decoded:
     """Decode with libjpeg-turbo, which reports what Pillow passes over: data that end early or do not fit.
+
+    Its interface knows all subsamplings that cameras and common encoders write; Pillow decodes the others.
 
     Raises:
         InputError: libjpeg-turbo found damage.
@@ -205,6 +216,8 @@ def _decode_jpeg(file: Any, name: str) -> _Decoded:
     try:
         pixels = simplejpeg.decode_jpeg(data, colours)
     except ValueError as error:
+        if _ODD_SUBSAMPLING in str(error):
+            return _Decoded(_load(JpegImageFile(io.BytesIO(data))), profile, orientation)
         raise InputError(
             f"{name} is damaged ({error}); copy or download it again, or open it in an image editor and save it anew"
         ) from error
@@ -253,8 +266,11 @@ def _decode_tiff(file: Any, name: str) -> _Decoded:
     part_bytes = pixel_bytes if layout.bits > 8 else pixel_bytes + 4  # pixels of 8 bits go through RGBA
     needed_bytes = layout.part_pixels * part_bytes + layout.width * layout.height * max(4, pixel_bytes)
     _check_memory(len(data) + needed_bytes, name)
-    has_alpha = layout.samples == 4 and bool(layout.extra & {_ALPHA, _PREMULTIPLIED})
-    flags = cv2.IMREAD_UNCHANGED if has_alpha else cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH
+    has_alpha = bool(layout.extra & {_ALPHA, _PREMULTIPLIED})
+    if has_alpha and layout.samples == 2:
+        grey = _decode_with_ffmpeg("tiff", data)
+        return _Decoded(grey, layout.profile, layout.orientation, _PREMULTIPLIED in layout.extra)
+    flags = cv2.IMREAD_UNCHANGED if has_alpha and layout.samples == 4 else cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH
     pixels = _decode_with_opencv(data, flags)
     if pixels.dtype not in (np.uint8, np.uint16):
         raise InputError(f"{name} holds {pixels.dtype} values; save it with 8 or 16 bits per channel")

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO, Literal
 
 import numpy as np
+from PIL.ExifTags import Base
 from PIL.TiffImagePlugin import (
     BITSPERSAMPLE,
     EXTRASAMPLES,
@@ -77,6 +78,7 @@ class TiffLayout:
         in_planes: whether the channels lie one after the other.
         is_cmyk: whether the colours are CMYK.
         extra: meanings of the samples beyond the colours: 1 alpha with premultiplied colours, 2 alpha.
+        orientation: how the pixels have to be turned, as in EXIF.
         profile: ICC profile.
     """
 
@@ -88,6 +90,7 @@ class TiffLayout:
     in_planes: bool
     is_cmyk: bool
     extra: frozenset[int]
+    orientation: int
     profile: bytes | None
 
 
@@ -190,6 +193,7 @@ def read_tiff_layout(data: bytes) -> TiffLayout:
         tags.get(PLANAR_CONFIGURATION) == _PLANES,
         tags.get(PHOTOMETRIC_INTERPRETATION) == _CMYK,
         frozenset(extra),
+        find(Base.Orientation, 1),
         profile if isinstance(profile, bytes) else None,
     )
 

@@ -89,12 +89,14 @@ def test_transparent_files_are_laid_on_white(tmp_path: Path, suffix: str) -> Non
     np.testing.assert_array_equal(read_image(tmp_path / f"cut{suffix}"), read_image(rgba))
 
 
-@each(extra=["unassalpha", "assocalpha"], bits=[8, 16], orientation=[1, 6])
-def test_transparent_tiffs(tmp_path: Path, extra: str, bits: int, orientation: int) -> None:
+@each(extra=["unassalpha", "assocalpha"], bits=[8, 16], orientation=[1, 6], kind=["rgb", "minisblack"])
+def test_transparent_tiffs(tmp_path: Path, extra: str, bits: int, orientation: int, kind: str) -> None:
     """Both ways of storing alpha (TIFF 6.0, section 18), in every depth."""
     most = 2**bits - 1
     rgba = np.random.default_rng(2).integers(0, most + 1, (16, 24, 4)).astype(f"u{bits // 8}")
     rgba[:8, :, 3] = 0
+    if kind == "minisblack":
+        rgba[:, :, :3] = rgba[:, :, :1]
     shown = rgba if orientation == 1 else np.rot90(rgba, -1)
     alpha = shown[:, :, 3:] / most
     expected = shown[:, :, :3] / most * alpha + 1 - alpha
@@ -102,7 +104,9 @@ def test_transparent_tiffs(tmp_path: Path, extra: str, bits: int, orientation: i
     if extra == "assocalpha":
         stored[:, :, :3] = np.round(rgba[:, :, :3] * (rgba[:, :, 3:] / most))
     tag = [(274, "H", 1, orientation, True)]
-    tifffile.imwrite(tmp_path / "a.tiff", stored, photometric="rgb", extrasamples=[extra], extratags=tag)
+    stored = stored if kind == "rgb" else stored[:, :, 2:]
+    options: dict[str, Any] = {"photometric": kind, "planarconfig": "contig", "extratags": tag}
+    tifffile.imwrite(tmp_path / "a.tiff", stored, extrasamples=[extra], **options)
     assert np.abs(read_image(tmp_path / "a.tiff") - 255 * expected).max() < 1.6
 
 
@@ -451,7 +455,7 @@ def test_a_huge_picture_is_refused_before_it_is_decoded(
         "big.tiff": {"big_tiff": True},
     }
     monkeypatch.setattr(images, "MAX_PIXELS", size[0] * size[1] - 1)
-    for decode in ("_load", "_decode_with_opencv", "_decode_deep_png", "finish_pixels"):
+    for decode in ("_load", "_decode_with_opencv", "_decode_with_ffmpeg", "finish_pixels"):
         monkeypatch.setattr(images, decode, lambda *_: pytest.fail("something was decoded"))
     monkeypatch.setattr("simplejpeg.decode_jpeg", lambda *_: pytest.fail("something was decoded"))
     for name, options in kinds.items():
