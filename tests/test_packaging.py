@@ -64,7 +64,7 @@ def test_the_packages_the_command_and_the_extras_are_there() -> None:
     assert callable(getattr(importlib.import_module(module), name))
     assert needed("bench") - needed() == {"matplotlib"}
     assert needed("bench") <= needed("test") | needed()
-    imported = {"numpy", "opencv-python-headless", "av", "onnxruntime", "tqdm", "pillow", "cryptography"}
+    imported = {"numpy", "opencv-python-headless", "av", "onnxruntime", "tqdm", "pillow", "simplejpeg", "cryptography"}
     assert needed() <= imported | {"huggingface_hub"}
 
 

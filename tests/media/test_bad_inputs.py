@@ -84,8 +84,23 @@ IMAGES = [
     Case("missing", lambda at: read_image(at / "no.png"), "does not exist", "spelling"),
     Case("directory", read_image, "is a directory", "pass one image file"),
     Case("empty", lambda at: read_image(_put(at, "a.png", b"")), "empty", "again"),
-    Case("text", lambda at: read_image(_put(at, "a.png", b"hello" * 99)), "cannot be decoded", "pass a PNG"),
+    Case("text", lambda at: read_image(_put(at, "a.png", b"hello" * 99)), "damaged, or no picture", "pass a PNG"),
     Case("heic", lambda at: read_image(_put(at, "a.heic", b"\0\0\0\x18ftypheic" + bytes(99))), "HEIC", "export it as"),
+    *(
+        Case(
+            kind, lambda at, data=data: read_image(_put(at, "a.png", data)), f"is an? {kind}.*not read", "export it as"
+        )
+        for kind, data in {
+            "GIF": b"GIF89a\xff\x7f\xff\x7f" + bytes(33),
+            "AVIF": b"\0\0\0\x18ftypavif" + bytes(99),
+            "animated AVIF": b"\0\0\0\x18ftypavis" + bytes(99),
+            "JPEG 2000": b"\0\0\0\x0cjP  \r\n" + bytes(99),
+            "PNM": b"P6 9 9 255 " + bytes(243),
+            "Photoshop": b"8BPS" + bytes(99),
+            "PDF": b"%PDF-1.7" + bytes(99),
+            "SVG": b"<svg xmlns=''/>",
+        }.items()
+    ),
     Case(
         "video", lambda at: read_image(_put(at, "a.mp4", b"\0\0\0\x18ftypisom" + bytes(99))), "like a video", "picture"
     ),

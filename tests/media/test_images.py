@@ -18,6 +18,7 @@ from PIL import Image, ImageCms, ImageOps
 
 from dispose_rt.errors import InputError, InputWarning
 from dispose_rt.media import PilImage, images, read_image
+from tests.every import each
 
 from .conftest import package_file
 
@@ -70,7 +71,7 @@ def test_every_alpha_value_is_rounded_to_nearest() -> None:
     np.testing.assert_array_equal(read_image(rgba)[:, :, 0], np.floor(exact + 0.5 + 1e-9))
 
 
-@pytest.mark.parametrize("suffix", [".png", ".webp", ".bmp", ".tiff", ".ppm"])
+@pytest.mark.parametrize("suffix", [".png", ".webp", ".bmp", ".tiff"])
 def test_lossless_files_are_exact(pixels: NDArray[np.uint8], tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"bild_ü_写真 100%d{suffix}"
     Image.fromarray(pixels).save(path, **({"lossless": True} if suffix == ".webp" else {}))
@@ -78,17 +79,38 @@ def test_lossless_files_are_exact(pixels: NDArray[np.uint8], tmp_path: Path, suf
     np.testing.assert_array_equal(read_image(str(path)), pixels)
 
 
-@pytest.mark.parametrize("suffix", [".png", ".webp", ".avif"])
+@pytest.mark.parametrize("suffix", [".png", ".webp", ".tiff"])
 def test_transparent_files_are_laid_on_white(tmp_path: Path, suffix: str) -> None:
     rgba = np.random.default_rng(2).integers(0, 256, (16, 16, 4), dtype=np.uint8)
     rgba[:8, :, 3] = 0
-    options: dict[str, Any] = {".webp": {"lossless": True, "exact": True}, ".avif": {"quality": 100}}.get(suffix, {})
-    Image.fromarray(rgba).save(tmp_path / f"cut{suffix}", **options)
-    stored = rgba if suffix != ".avif" else np.asarray(Image.open(tmp_path / "cut.avif"))  # its colours are not exact
-    np.testing.assert_array_equal(read_image(tmp_path / f"cut{suffix}"), read_image(stored))
+    Image.fromarray(rgba).save(
+        tmp_path / f"cut{suffix}", **({"lossless": True, "exact": True} if suffix == ".webp" else {})
+    )
+    np.testing.assert_array_equal(read_image(tmp_path / f"cut{suffix}"), read_image(rgba))
 
 
-@pytest.mark.parametrize("suffix", [".png", ".tiff", ".jpg", ".bmp", ".gif"])
+@each(extra=["unassalpha", "assocalpha"], bits=[8, 16], orientation=[1, 6], kind=["rgb", "minisblack"])
+def test_transparent_tiffs(tmp_path: Path, extra: str, bits: int, orientation: int, kind: str) -> None:
+    """Both ways of storing alpha (TIFF 6.0, section 18), in every depth."""
+    most = 2**bits - 1
+    rgba = np.random.default_rng(2).integers(0, most + 1, (16, 24, 4)).astype(f"u{bits // 8}")
+    rgba[:8, :, 3] = 0
+    if kind == "minisblack":
+        rgba[:, :, :3] = rgba[:, :, :1]
+    shown = rgba if orientation == 1 else np.rot90(rgba, -1)
+    alpha = shown[:, :, 3:] / most
+    expected = shown[:, :, :3] / most * alpha + 1 - alpha
+    stored = rgba.copy()
+    if extra == "assocalpha":
+        stored[:, :, :3] = np.round(rgba[:, :, :3] * (rgba[:, :, 3:] / most))
+    tag = [(274, "H", 1, orientation, True)]
+    stored = stored if kind == "rgb" else stored[:, :, 2:]
+    options: dict[str, Any] = {"photometric": kind, "planarconfig": "contig", "extratags": tag}
+    tifffile.imwrite(tmp_path / "a.tiff", stored, extrasamples=[extra], **options)
+    assert np.abs(read_image(tmp_path / "a.tiff") - 255 * expected).max() < 1.6
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tiff", ".jpg", ".bmp"])
 def test_colour_modes_of_files(tmp_path: Path, suffix: str) -> None:
     modes = {".jpg": ("1", "L", "CMYK"), ".tiff": ("1", "L", "LA", "P", "CMYK"), ".png": ("1", "L", "LA", "P")}
     wrong = []
@@ -103,7 +125,7 @@ def test_colour_modes_of_files(tmp_path: Path, suffix: str) -> None:
     assert wrong == []
 
 
-@pytest.mark.parametrize(("mode", "suffix"), [("P", ".png"), ("P", ".gif"), ("L", ".png"), ("RGB", ".png")])
+@pytest.mark.parametrize(("mode", "suffix"), [("P", ".png"), ("L", ".png"), ("RGB", ".png")])
 def test_a_transparent_colour(tmp_path: Path, mode: str, suffix: str) -> None:
     stored = Image.fromarray(smooth_pixels()).convert(mode)
     path = tmp_path / f"stored{suffix}"
@@ -122,7 +144,6 @@ def test_opencv_decodes_the_same_pixels(jpeg_photo: Path, tmp_path: Path) -> Non
         "progressive.jpg": {"progressive": True},
         "grey.jpg": {},
         "lossy.webp": {"quality": 70},
-        "256.gif": {},
     }
     wrong = {}
     for name, options in kinds.items():
@@ -136,7 +157,7 @@ def test_opencv_decodes_the_same_pixels(jpeg_photo: Path, tmp_path: Path) -> Non
 
 def test_the_first_picture_of_several_is_taken(pixels: NDArray[np.uint8], tmp_path: Path) -> None:
     first, second = Image.fromarray(pixels), Image.fromarray(255 - pixels)
-    for kind in ("png", "tiff", "webp", "gif", "mpo"):
+    for kind in ("png", "tiff", "webp", "mpo"):
         path = tmp_path / f"two.{kind}"
         first.save(path, save_all=True, append_images=[second], **({"lossless": True} if kind == "webp" else {}))
         first.save(tmp_path / "one.jpg" if kind == "mpo" else tmp_path / f"one.{kind}", lossless=True)
@@ -144,7 +165,7 @@ def test_the_first_picture_of_several_is_taken(pixels: NDArray[np.uint8], tmp_pa
         np.testing.assert_array_equal(read_image(path), one, err_msg=kind)
 
 
-@pytest.mark.parametrize("suffix", [".png", ".tiff", ".jp2"])
+@pytest.mark.parametrize("suffix", [".png", ".tiff"])
 def test_sixteen_bits_are_scaled(tmp_path: Path, suffix: str) -> None:
     levels = np.arange(65536, dtype=np.uint16).reshape(256, 256)
     nearest = np.floor(levels / 257 + 0.5).astype(np.uint8)
@@ -432,13 +453,11 @@ def test_a_huge_picture_is_refused_before_it_is_decoded(
         "a.bmp": {},
         "a.tiff": {},
         "big.tiff": {"big_tiff": True},
-        "a.gif": {},
-        "a.jp2": {},
-        "a.avif": {},
     }
     monkeypatch.setattr(images, "MAX_PIXELS", size[0] * size[1] - 1)
-    for decode in ("_finish", "_decode_deep"):
+    for decode in ("_load", "_decode_with_opencv", "_decode_with_ffmpeg", "finish_pixels"):
         monkeypatch.setattr(images, decode, lambda *_: pytest.fail("something was decoded"))
+    monkeypatch.setattr("simplejpeg.decode_jpeg", lambda *_: pytest.fail("something was decoded"))
     for name, options in kinds.items():
         Image.new("RGB", size).save(tmp_path / name, **options)
         with pytest.raises(InputError, match=rf"{name} has {size[0]} x {size[1]} pixels, more than"):
@@ -447,7 +466,7 @@ def test_a_huge_picture_is_refused_before_it_is_decoded(
 
 def test_pillows_own_limit_does_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is lower than ours, and would refuse what large cameras take."""
-    for name in ("a.png", "a.jpg", "a.webp", "a.bmp", "a.gif", "a.tiff"):
+    for name in ("a.png", "a.jpg", "a.webp", "a.bmp", "a.tiff"):
         Image.new("RGB", (60, 40)).save(tmp_path / name)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 60)
     with warnings.catch_warnings():
