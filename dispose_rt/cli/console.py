@@ -102,10 +102,11 @@ class Console:
 
         return report
 
-    def show_traceback(self) -> None:
-        """Print the traceback of the error that is being handled, where `--debug` asks for it."""
+    def show_traceback(self, error: BaseException | None = None) -> None:
+        """Print the traceback of an error, or of the one that is being handled, where `--debug` asks for it."""
         if self.is_debug:
-            self._print_error(traceback.format_exc().rstrip("\n"))
+            lines = traceback.format_exc() if error is None else "".join(traceback.format_exception(error))
+            self._print_error(lines.rstrip("\n"))
 
     @contextlib.contextmanager
     def attached(self) -> Iterator[None]:
@@ -154,6 +155,8 @@ class _LogHandler(logging.Handler):
             self._console.warn(record.getMessage())
         else:
             self._console.note(record.getMessage())
+        if record.exc_info:
+            self._console.show_traceback(record.exc_info[1])
 
 
 @contextlib.contextmanager

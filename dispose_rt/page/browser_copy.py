@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import av
 
 from .. import media
 from ..errors import Cancelled
-from ..types import U8
 
 _PLAYABLE = {
     ".mp4": {"h264", "av1", "vp9"},
@@ -23,7 +21,9 @@ _PLAYABLE_FORMATS = ("yuv420p", "yuvj420p")
 
 
 def make_browser_copy(source: Path, target: Path, cancel: threading.Event) -> Path:
-    """Answer the video itself if browsers play it, else write a copy that they play, without sound.
+    """Return the video itself if browsers play it, else write a copy that they play, without sound.
+
+    The copy shows every frame at its time, as the animation does.
 
     Args:
         source: a video file that `media.open_video` reads.
@@ -37,14 +37,12 @@ def make_browser_copy(source: Path, target: Path, cancel: threading.Event) -> Pa
     if is_playable(source):
         return source
     video = media.open_video(source)
-
-    def frames() -> Iterator[U8]:
-        for frame in video.frames(1):
+    with media.VideoWriter(target, video.fps, video.width, video.height) as writer:
+        for frame, time_s in video.timed_frames():
             if cancel.is_set():
                 raise Cancelled("cancelled while the driving video was converted for the page")
-            yield frame
-
-    return media.write_video(target, frames(), video.fps)
+            writer.write(frame, time_s if video.is_variable else None)
+    return target
 
 
 def is_playable(source: Path) -> bool:

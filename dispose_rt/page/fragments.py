@@ -58,7 +58,7 @@ def show_footer(engines: Path, manifests: Sequence[Manifest], version: str) -> s
     )
     return (
         f'<div class="dr-footer"><span>dispose_rt {escape(version)}</span>'
-        f"<span>Engines: <code>{escape(str(engines))}</code></span><span>{escape(kinds)}</span></div>"
+        f"<span>Engines: <code>{escape(engines.resolve().name)}</code></span><span>{escape(kinds)}</span></div>"
     )
 
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import re
 import secrets
 import shutil
 import threading
 import warnings
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -17,17 +16,14 @@ from typing import Any, Protocol
 
 from ..errors import Cancelled, DisposeError, InputWarning, PerformanceWarning
 from .browser_copy import make_browser_copy
+from .problems import hide_paths, report_bug
 from .stage_times import StageTimes
+from .uploads import Uploads
 
 POLL_S = 0.2
 """Interval at which the page looks at a job, in seconds."""
 
-_LOG = logging.getLogger("dispose_rt")
 _SHOWN_WARNINGS = (InputWarning, PerformanceWarning)
-_INTERNAL_ERROR = (
-    "Something went wrong inside dispose-rt ({kind}). That is a bug, not your input; the terminal in which the page "
-    "was started shows where. The page goes on: change something and try again."
-)
 
 
 class Runner(Protocol):
@@ -87,10 +83,8 @@ class Job:
         return list(dict.fromkeys(map(self.hide_folders, shown)))
 
     def hide_folders(self, message: str) -> str:
-        """Name uploads as the visitor knows them, without the folders in which they lie here."""
-        for path in (self.reference, self.video, self.output):
-            message = message.replace(str(path), path.name)
-        return message
+        """Name files without the folders in which they lie here."""
+        return hide_paths(message, (self.reference, self.video, self.output))
 
 
 class Jobs:
@@ -99,16 +93,24 @@ class Jobs:
     Args:
         animator: an `Animator`; closing it stays up to the caller.
         folder: for results; it must exist.
-        copies: folder in whose subfolders Gradio keeps copies of the files that it serves.
+        copies: folder in whose subfolders Gradio keeps uploads, and copies of the files that it serves.
+
+    Attributes:
+        uploads: what visitors may name of `copies`.
     """
 
     def __init__(self, animator: Runner, folder: Path, copies: Path) -> None:
         self._animator = animator
         self._folder = folder
-        self._copies = copies
+        self.uploads = Uploads(copies)
         self._latest: dict[str, Job] = {}
         self._at_work = threading.Lock()
         self._closed = False
+
+    @property
+    def visitors(self) -> Collection[str]:
+        """Everyone who has a job, be it over or not."""
+        return tuple(self._latest)
 
     def close(self) -> None:
         """Cancel all jobs and wait for the run at work. Calling it twice is fine."""
@@ -186,8 +188,7 @@ class Jobs:
         except MemoryError:
             job.problem = "The machine has too little memory for this; take a shorter video, or a larger stride."
         except Exception as error:
-            _LOG.exception("a run of the page failed")
-            job.problem = _INTERNAL_ERROR.format(kind=type(error).__name__)
+            job.problem = report_bug(error)
         else:
             return JobState.DONE
         finally:
@@ -218,7 +219,7 @@ class Jobs:
     def _remove(self, job: Job) -> None:
         shutil.rmtree(job.folder, ignore_errors=True)
         for name in (job.output.name, _driving_path(job).name):
-            for copy in self._copies.glob(f"*/{name}"):
+            for copy in self.uploads.folder.glob(f"*/{name}"):
                 copy.unlink(missing_ok=True)
 
 

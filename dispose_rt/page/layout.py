@@ -15,14 +15,15 @@ from ..engines.manifest import Manifest
 from ..errors import DisposeError, InputError
 from ..media import open_video, read_image
 from ..settings import SETTINGS
+from .bounds import KEPT_S
 from .browser_copy import is_playable
 from .fields import Field, list_fields, read_form
 from .fragments import CONSENT, HEADER, IDLE, UNSEEN, show_footer, show_job, show_problem
 from .jobs import POLL_S, Job, Jobs, JobState
+from .problems import hide_paths, report_bug
 from .style import PLAY_BOTH
+from .uploads import Uploads
 
-_KEPT_S = 24 * 3600
-"""Time after which an unused upload is removed, in seconds."""
 _SWEPT_S = 600
 _HEIGHT_PX = 300
 _BOXES = ("integer", "number")
@@ -33,15 +34,20 @@ _LARGEST_SEED = int(min(SETTINGS["seed"].high, 2**31 - 1))  # of those that are 
 def make_blocks(jobs: Jobs, engines: Path, manifests: Sequence[Manifest]) -> gr.Blocks:
     """Lay out the page and connect it with the visitors' jobs."""
     fields = list_fields([manifest.sizes for manifest in manifests])
-    with gr.Blocks(title="dispose_rt", analytics_enabled=False, delete_cache=(_SWEPT_S, _KEPT_S)) as page:
+    with gr.Blocks(title="dispose_rt", analytics_enabled=False, delete_cache=(_SWEPT_S, KEPT_S)) as page:
         gr.HTML(HEADER, padding=False)
         with gr.Row(equal_height=False):
             with gr.Column(scale=1, min_width=320):
                 with gr.Row():
                     reference = _upload(
-                        gr.Image, "Reference picture", "reference", sources=["upload", "clipboard"], buttons=[]
+                        gr.Image,
+                        "Reference picture",
+                        "reference",
+                        jobs.uploads,
+                        sources=["upload", "clipboard"],
+                        buttons=[],
                     )
-                    video = _upload(gr.Video, "Driving video", "video", sources=["upload"])
+                    video = _upload(gr.Video, "Driving video", "video", jobs.uploads, sources=["upload"])
                 form = _make_form(fields)
             with gr.Column(scale=1, min_width=320):
                 animate, cancel, *shown = _make_results()
@@ -75,7 +81,8 @@ def _make_results() -> list[Any]:
 
 
 def _connect_uploads(reference: Any, video: Any, status: Any) -> None:
-    """Check uploads as soon as they arrive."""
+    """Check uploads as soon as they arrive, one at a time: decoding takes memory."""
+    lane: dict[str, Any] = {"concurrency_id": "checks", "concurrency_limit": 1}
 
     def check_picture(path: str | None) -> Any:
         return _check_upload(path, read_image)
@@ -83,8 +90,8 @@ def _connect_uploads(reference: Any, video: Any, status: Any) -> None:
     def check_video(path: str | None) -> Any:
         return _check_upload(path, open_video, is_playable)
 
-    reference.upload(check_picture, reference, status, queue=False, **_QUIET)
-    video.upload(check_video, video, status, queue=False, **_QUIET)
+    reference.upload(check_picture, reference, status, **lane, **_QUIET)
+    video.upload(check_video, video, status, **lane, **_QUIET)
 
 
 def _connect_runs(
@@ -146,15 +153,18 @@ def _titled(kind: Any, title: str, name: str, **named: Any) -> Any:
         return kind(label=title, show_label=False, height=_HEIGHT_PX, elem_id=name, **named)
 
 
-def _upload(kind: Any, title: str, name: str, **named: Any) -> Any:
+def _upload(kind: Any, title: str, name: str, uploads: Uploads, **named: Any) -> Any:
     """An upload that is passed on as it came: `media` reads more kinds than Gradio, and says what is wrong."""
+
+    def take_path(payload: Any) -> str | None:
+        try:
+            return None if payload is None else str(uploads.find(payload.path))
+        except InputError as error:
+            raise gr.Error(str(error), print_exception=False) from error
+
     component = _titled(kind, title, name, **named)
-    component.preprocess = _take_path  # on the object: of a subclass, Gradio would write a stub file beside this one
+    component.preprocess = take_path  # on the object: of a subclass, Gradio would write a stub file beside this one
     return component
-
-
-def _take_path(payload: Any) -> str | None:
-    return None if payload is None else payload.path
 
 
 def _make_form(fields: Sequence[Field]) -> list[Any]:
@@ -209,7 +219,9 @@ def _check_upload(
     try:
         read(path)
     except DisposeError as error:
-        return show_problem(str(error).replace(path, Path(path).name), "This file cannot be used.")
+        return show_problem(hide_paths(str(error), (Path(path),)), "This file cannot be used.")
+    except Exception as error:
+        return show_problem(report_bug(error), "This file cannot be used.")
     return gr.skip() if can_be_seen(Path(path)) else UNSEEN
 
 

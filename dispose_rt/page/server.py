@@ -1,38 +1,45 @@
-"""Serves the page to this machine, without telling anybody else."""
+"""Serves the page, by default to this machine alone, and reports to no one."""
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import importlib
 import importlib.util
 import ipaddress
+import logging
 import os
 import socket
-import tempfile
 import threading
+import time
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from ..engines.manifest import read_manifests
 from ..errors import InputError, InputWarning
+from .access import Access, check_root_path
+from .bounds import LARGEST_UPLOAD_BYTES, Bounds
+from .folders import private_folder
 from .jobs import Jobs, Runner
 from .style import CSS, FONTS, MONOSPACE_FONTS, THEME
+from .visits import Visits, end_unheard
 
 if TYPE_CHECKING:
     from gradio import Blocks
 
-LARGEST_UPLOAD = "8gb"
 LONGEST_QUEUE = 20
 """Visitors who may wait; more are refused."""
-_POLICY = (
-    "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; object-src 'none'; base-uri 'self'; "
-    "form-action 'self'; frame-ancestors 'self'"
-)
-"""Nothing is fetched from, or sent to, another server, and no other page shows this one inside itself."""
+SWEEP_S = 1.0
+"""Interval at which the page looks for visitors who have left, in seconds."""
+BROKEN_OFF_S = 600.0
+"""Time after which the part of an upload that was broken off is removed, in seconds."""
+_START_S = 60.0
+_END_S = 2
+_LOG = logging.getLogger("dispose_rt")
 
 
 def check_gradio() -> None:
@@ -78,10 +85,14 @@ def serve_page(
     *,
     announce: Callable[[str], None],
     stop: threading.Event,
+    allowed_hosts: Sequence[str] = (),
+    token: str | None = None,
+    root_path: str = "",
 ) -> None:
     """Serve the page until `stop` is set, or an exception such as KeyboardInterrupt arrives.
 
-    Uploads and results lie in one private folder, which is removed in the end.
+    Uploads and results lie in one private folder, which is removed in the end; folders of pages that were killed are
+    removed first. docs/PAGE.md says what is promised to whom.
 
     Args:
         animator: makes the animations; it stays the caller's to close.
@@ -90,36 +101,37 @@ def serve_page(
         port: TCP port, 1..65535.
         announce: gets the page's address once it can be opened.
         stop: ends the page.
+        allowed_hosts: names under which visitors may reach the page, beside `host` and this machine's own: a proxy's.
+        token: what visitors must have, 8 or more characters; None lets everyone in who reaches the page.
+        root_path: path below which a proxy serves the page, for example "/dispose".
 
     Raises:
-        InputError: Gradio is not installed, or the address cannot be had.
+        InputError: Gradio is not installed, the address cannot be had, or a name, the token or the path is malformed.
         ManifestError: the directory holds no engines.
 
     Warns:
-        InputWarning: other machines can reach the page.
+        InputWarning: other machines can reach the page, and no token is asked for.
     """
     if not 1 <= port <= 65535:
         raise InputError(f"port is {port}; it must lie in 1..65535")
+    access, root_path = Access(host, port, allowed_hosts, token), check_root_path(root_path)
     _check_address(host, port)
-    if not _is_loopback(host):
+    if token is None and not _is_loopback(host):
         message = (
             f"{host} is more than this machine: whoever reaches port {port} can use the page, which asks for no "
-            "password. Leave --host out to keep it to yourself"
+            "password. Leave --host out to keep it to yourself, or give visitors a token: --token TOKEN"
         )
         warnings.warn(message, InputWarning, stacklevel=2)
-    with (
-        tempfile.TemporaryDirectory(prefix="dispose-rt-page-", ignore_cleanup_errors=True) as folder,
-        _private_environment(Path(folder), host) as (results, copies),
-    ):
+    with private_folder() as folder, _private_environment(folder, host) as (results, copies):
         gradio = _import_gradio()  # reads the environment
         jobs = Jobs(animator, results, copies)
         page = build_page(jobs, engines)
-        try:
-            announce(_launch(gradio, page, host, port))
-            stop.wait()
-        finally:
-            jobs.close()
-            page.close(verbose=False)
+        with _serving(gradio, page, jobs, access, host, port, root_path):
+            try:
+                announce(f"http://{_name_host(host)}:{port}{root_path}/")
+                stop.wait()
+            finally:
+                jobs.close()
 
 
 def _check_address(host: str, port: int) -> None:
@@ -141,55 +153,112 @@ def _explain_address(host: str, port: int, error: OSError) -> str:
     return f"{head}; is it in use? Take another one, for example --port {port % 65535 + 1}"
 
 
-def _launch(gradio: ModuleType, page: Any, host: str, port: int) -> str:
-    from starlette.middleware import Middleware
+@contextmanager
+def _serving(
+    gradio: ModuleType, page: Any, jobs: Jobs, access: Access, host: str, port: int, root_path: str
+) -> Iterator[None]:
+    """Serve the page in a thread."""
+    import uvicorn
+
+    from .guard import Guard
+
+    visits, bounds = Visits(), Bounds()
+
+    async def sweep() -> None:
+        while True:
+            await asyncio.sleep(SWEEP_S)
+            try:
+                await end_unheard(page._queue, jobs, visits)
+                bounds.forget_old()
+                _remove_broken_off(jobs.uploads.folder)
+            except Exception:
+                _LOG.exception("the page could not look for visitors who have left")
+
+    app = Guard(_mount(gradio, page, sweep, root_path), access, jobs.uploads, bounds, visits, page._queue, root_path)
+    config = uvicorn.Config(
+        app,
+        host=host.strip("[]"),
+        port=port,
+        log_level="warning",
+        access_log=False,  # a token may stand in an address
+        server_header=False,
+        timeout_graceful_shutdown=_END_S,
+    )
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, name="web page", daemon=True)
+    thread.start()
+    try:
+        _wait_until_served(server, thread, host, port)
+        yield
+    finally:
+        page._queue.close()
+        page.is_running = False
+        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # open streams are no errors at the end
+        server.should_exit = True
+        thread.join(_END_S + 10)
+
+
+def _mount(gradio: ModuleType, page: Any, sweep: Callable[[], Any], root_path: str) -> Any:
+    """Make the web application; `sweep` runs beside it."""
+    from fastapi import FastAPI
+
+    @asynccontextmanager
+    async def beside(app: Any) -> AsyncIterator[None]:
+        task = asyncio.create_task(sweep())
+        try:
+            yield
+        finally:
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
 
     theme = gradio.themes.Soft(primary_hue="blue", neutral_hue="slate", font=FONTS, font_mono=MONOSPACE_FONTS)
     theme = theme.set(**THEME)
-    try:
-        _, url, _ = page.queue(max_size=LONGEST_QUEUE, default_concurrency_limit=1).launch(
-            server_name=host,
-            server_port=port,
-            share=False,
-            inbrowser=False,
-            prevent_thread_lock=True,
-            quiet=True,
-            show_error=False,
-            enable_monitoring=False,
-            ssr_mode=False,
-            pwa=False,
-            mcp_server=False,
-            run_history=False,
-            footer_links=[],
-            max_file_size=LARGEST_UPLOAD,
-            app_kwargs={"middleware": [Middleware(_KeepInside)]},
-            theme=theme,
-            css=CSS,
-        )
-    except OSError as error:
-        raise InputError(_explain_address(host, port, error)) from error
-    return str(url)
+    page.queue(max_size=LONGEST_QUEUE, default_concurrency_limit=1, api_open=False)
+    return gradio.mount_gradio_app(
+        FastAPI(lifespan=beside, docs_url=None, redoc_url=None, openapi_url=None),
+        page,
+        "/",
+        root_path=root_path or None,
+        show_error=False,
+        enable_monitoring=False,
+        ssr_mode=False,
+        pwa=False,
+        mcp_server=False,
+        run_history=False,
+        footer_links=[],
+        max_file_size=LARGEST_UPLOAD_BYTES,
+        theme=theme,
+        css=CSS,
+    )
 
 
-class _KeepInside:
-    """Adds headers to every answer that keep browsers from talking to anybody else."""
+def _wait_until_served(server: Any, thread: threading.Thread, host: str, port: int) -> None:
+    end_s = time.monotonic() + _START_S
+    while not server.started:
+        if not thread.is_alive() or time.monotonic() > end_s:
+            raise InputError(f"the page cannot be served at {host}, port {port}; the reason is above")
+        time.sleep(0.005)
 
-    def __init__(self, app: Callable[..., Any]) -> None:
-        self._app = app
 
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        async def send_with_headers(message: Any) -> None:
-            if message["type"] == "http.response.start":
-                extra = ((b"content-security-policy", _POLICY.encode()), (b"referrer-policy", b"no-referrer"))
-                message = {**message, "headers": [*message.get("headers", ()), *extra]}
-            await send(message)
+def _name_host(host: str) -> str:
+    """The name of an address in a URL; one that stands for all addresses is reached as localhost."""
+    if host in ("0.0.0.0", "::"):
+        return "localhost"
+    return f"[{host}]" if ":" in host and not host.startswith("[") else host
 
-        await self._app(scope, receive, send_with_headers)
+
+def _remove_broken_off(folder: Path) -> None:
+    """Remove parts of uploads that broke off: Gradio moves whole ones into subfolders, and forgets the others."""
+    for path in folder.iterdir():
+        with suppress(OSError):
+            if path.is_file() and time.time() - path.stat().st_mtime > BROKEN_OFF_S:
+                path.unlink()
 
 
 @contextmanager
 def _private_environment(folder: Path, host: str) -> Iterator[tuple[Path, Path]]:
-    """Tell Gradio where to keep files, to report to nobody, and not to look for this machine behind a proxy."""
+    """Set where Gradio keeps files, that it reports to no one, and that this machine is not behind a proxy."""
     results, copies = folder / "results", folder / "gradio"
     results.mkdir()
     copies.mkdir()

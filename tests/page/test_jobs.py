@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import threading
 import warnings
 from collections.abc import Awaitable, Callable
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from dispose_rt.cli.console import Console
 from dispose_rt.errors import EngineError, NoPersonError
 from dispose_rt.media import open_video, write_video
 from dispose_rt.page.jobs import Job, Jobs, JobState
@@ -171,23 +173,44 @@ def test_an_error_is_explained_without_our_folders(jobs: Jobs, runner: FakeRunne
     job = finish(jobs, tmp_path)
     assert job.state is JobState.FAILED
     assert job.problem == "nobody was found in my photo.png; pass another"
-    runner.failure = EngineError("the engine unet failed; build it again")
-    assert finish(jobs, tmp_path).problem == "the engine unet failed; build it again"
+    for said, shown in {
+        "the engine unet failed; build it again": "the engine unet failed; build it again",
+        f"{tmp_path}/engines/unet.onnx is damaged": "unet.onnx is damaged",
+        "rebuild: dispose-rt build --output /srv/a-b/576x1024 (mp4/webm)": (
+            "rebuild: dispose-rt build --output 576x1024 (mp4/webm)"
+        ),
+        "see https://example.org/a/b, and '/home/anna/my engines/x': C:\\Users\\anna\\a.png": (
+            "see https://example.org/a/b, and 'x': a.png"
+        ),
+    }.items():
+        runner.failure = EngineError(said)
+        assert finish(jobs, tmp_path).problem == shown
     runner.failure = None
     assert finish(jobs, tmp_path).state is JobState.DONE
 
 
 def test_a_bug_is_logged_and_not_shown(
-    jobs: Jobs, runner: FakeRunner, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    jobs: Jobs,
+    runner: FakeRunner,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     runner.go_on.set()
     runner.failure = KeyError("secret detail")
     with caplog.at_level(logging.ERROR, "dispose_rt"):
         job = finish(jobs, tmp_path)
     assert job.state is JobState.FAILED
-    assert "KeyError" in job.problem
+    found = re.search(r"\(KeyError, reference ([0-9a-f]{8})\)", job.problem)
+    assert found
     assert "secret detail" not in job.problem
-    assert "secret detail" in caplog.text
+    assert f"reference {found[1]}: KeyError: 'secret detail'" in caplog.text
+    for options in ([], ["--debug"]):
+        with Console(options).attached():
+            finish(jobs, tmp_path)
+        printed = capsys.readouterr().err
+        assert "reference" in printed
+        assert ("Traceback" in printed and "raise self.failure" in printed) is bool(options)
 
 
 def test_warnings_are_noted_each_time(jobs: Jobs, runner: FakeRunner, tmp_path: Path) -> None:
@@ -203,11 +226,12 @@ def test_warnings_are_noted_each_time(jobs: Jobs, runner: FakeRunner, tmp_path: 
 
 
 def test_a_video_that_browsers_do_not_play_is_copied(jobs: Jobs, runner: FakeRunner, tmp_path: Path) -> None:
-    write_video(tmp_path / "dance.mkv", np.zeros((3, 16, 16, 3), np.uint8), 8)
+    times_s = [0.0, 0.1, 0.5]  # an even copy would be off by 0.15 s
+    write_video(tmp_path / "dance.mkv", np.zeros((3, 16, 16, 3), np.uint8), 8, times_s=times_s)
     runner.go_on.set()
     job = finish(jobs, tmp_path, video="dance.mkv")
     assert job.driving is not None
     assert job.driving.suffix == ".mp4"
-    assert sum(1 for _ in open_video(job.driving).frames(1)) == 3
+    assert [float(time_s) for _, time_s in open_video(job.driving).timed_frames()] == pytest.approx(times_s, abs=0.002)
     jobs.forget("anna")
     assert results(tmp_path) == []

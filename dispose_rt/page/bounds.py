@@ -1,0 +1,98 @@
+"""What one address may ask of the page."""
+
+from __future__ import annotations
+
+import ipaddress
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+GIB = 2**30
+LARGEST_UPLOAD_BYTES = 8 * GIB
+KEPT_S = 24 * 3600
+"""Time after which an unused upload is removed, in seconds."""
+UPLOADS_KEPT = 500
+"""Uploads of one address within `KEPT_S`."""
+UPLOADS_KEPT_BYTES = 16 * GIB
+REQUESTS_AT_ONCE = 200
+"""Open requests of one address; a visitor's tab keeps two open."""
+EVENTS_QUEUED = 8
+"""Places of one address in the queue: runs, and checks of uploads."""
+WRONG_TOKENS = 10
+"""Wrong tokens of one address within `WRONG_TOKENS_S`."""
+WRONG_TOKENS_S = 60.0
+
+
+class Bounds:
+    """Counts requests, uploads and wrong tokens by address. It is used by the thread of the event loop alone.
+
+    Args:
+        now_s: a clock that never goes back.
+    """
+
+    def __init__(self, now_s: Callable[[], float] = time.monotonic) -> None:
+        self._now_s = now_s
+        self._open: Counter[str] = Counter()
+        self._uploads: dict[str, deque[tuple[float, int]]] = {}
+        self._wrong: dict[str, deque[tuple[float, int]]] = {}
+
+    @contextmanager
+    def take_request(self, address: str) -> Iterator[bool]:
+        """Count a request while it is open; yields whether the address may have it."""
+        self._open[address] += 1
+        try:
+            yield self._open[address] <= REQUESTS_AT_ONCE
+        finally:
+            self._open[address] -= 1
+            if not self._open[address]:
+                del self._open[address]
+
+    def take_upload(self, address: str, size_bytes: int) -> bool:
+        """Count an upload, and return whether the address may have it."""
+        kept = self._recent(self._uploads, address, KEPT_S)
+        if len(kept) >= UPLOADS_KEPT or sum(size for _, size in kept) + size_bytes > UPLOADS_KEPT_BYTES:
+            return False
+        self._add(self._uploads, address, size_bytes)
+        return True
+
+    def may_log_in(self, address: str) -> bool:
+        """Whether the address may try a token."""
+        return len(self._recent(self._wrong, address, WRONG_TOKENS_S)) < WRONG_TOKENS
+
+    def note_wrong_token(self, address: str) -> None:
+        """Count a wrong token."""
+        self._add(self._wrong, address, 0)
+
+    def forget_old(self) -> None:
+        """Drop the records of addresses that have not come back."""
+        for records, limit_s in ((self._uploads, float(KEPT_S)), (self._wrong, WRONG_TOKENS_S)):
+            for address in list(records):
+                self._recent(records, address, limit_s)
+
+    def _add(self, records: dict[str, deque[tuple[float, int]]], address: str, value: int) -> None:
+        records.setdefault(address, deque()).append((self._now_s(), value))
+
+    def _recent(
+        self, records: dict[str, deque[tuple[float, int]]], address: str, limit_s: float
+    ) -> deque[tuple[float, int]]:
+        """Records of an address that are younger than `limit_s`; older ones are dropped."""
+        kept = records.get(address, deque())
+        while kept and self._now_s() - kept[0][0] > limit_s:
+            kept.popleft()
+        if not kept:
+            records.pop(address, None)
+        return kept
+
+
+def name_address(host: str) -> str:
+    """The address that bounds apply to: an IPv4 address, or the /64 network of an IPv6 one, which one host owns."""
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return host
+    if isinstance(address, ipaddress.IPv4Address):
+        return str(address)
+    if address.ipv4_mapped is not None:
+        return str(address.ipv4_mapped)
+    return str(ipaddress.ip_network((address, 64), strict=False))

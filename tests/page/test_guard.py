@@ -1,0 +1,400 @@
+"""Attacks on the page are refused, and it goes on serving: files of the host, strangers, bounds, silent visitors."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from queue import Queue
+from types import SimpleNamespace
+from typing import Any
+
+import httpx
+import pytest
+
+from dispose_rt.errors import InputError
+from dispose_rt.page import bounds, guard, serve_page, visits
+from dispose_rt.page.access import Access, check_root_path
+from dispose_rt.page.bounds import Bounds, name_address
+from dispose_rt.page.guard import Guard
+from dispose_rt.page.uploads import REFUSED, Uploads
+from dispose_rt.page.visits import Visits
+from tests.engines.small_directory import write_directory
+from tests.every import each, every_item
+
+from .fake_runner import FakeRunner, wait_until
+from .test_browser import find_port
+
+TOKEN = "correct horse".replace(" ", "-")
+
+
+class Page:
+    """A served page, and a client that is no browser."""
+
+    def __init__(self, url: str, runner: FakeRunner) -> None:
+        self.url, self.runner = url, runner
+        self.folder = Path(os.environ["GRADIO_TEMP_DIR"])
+        config = json.loads(self.get("config")[1])
+        self.begin = next(one for one in config["dependencies"] if len(one["inputs"]) > 2)
+        self.checks = [one for one in config["dependencies"] if ["upload"] in [[event] for _, event in one["targets"]]]
+        self.run = next(one for one in config["dependencies"] if "change" in [event for _, event in one["targets"]])
+        values = {one["id"]: one["props"].get("value") for one in config["components"]}
+        self.form = [values[number] for number in self.begin["inputs"]]
+
+    def get(self, path: str) -> tuple[int, str]:
+        return self._ask(urllib.request.Request(f"{self.url}{path}"))
+
+    def post(self, path: str, body: Any) -> tuple[int, str]:
+        data = body if isinstance(body, bytes) else json.dumps(body).encode()
+        kind = {"Content-Type": "application/json"}
+        return self._ask(urllib.request.Request(f"{self.url}gradio_api/{path}", data, kind))
+
+    def join(self, function: Any, data: list[Any], session: str = "abc") -> tuple[int, str]:
+        body = {"fn_index": function["id"], "data": data, "session_hash": session, "event_data": None, "trigger_id": 1}
+        return self.post("queue/join", body)
+
+    def upload(self, name: str, content: bytes) -> str:
+        answer = httpx.post(f"{self.url}gradio_api/upload", files={"files": (name, content)}, trust_env=False)
+        assert answer.status_code == 200, answer.text
+        return str(answer.json()[0])
+
+    def _ask(self, request: urllib.request.Request) -> tuple[int, str]:
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        try:
+            with opener.open(request, timeout=30) as answer:
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as error:
+            return error.code, error.read().decode()
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
+    engines = tmp_path_factory.mktemp("engines") / "64x64"
+    write_directory(engines)
+    runner, stop, urls = FakeRunner(), threading.Event(), Queue[str]()
+    named = {"port": find_port(), "announce": urls.put, "stop": stop, "root_path": "/dispose"}
+    serving = threading.Thread(target=serve_page, args=(runner, engines), kwargs=named)
+    serving.start()
+    try:
+        yield Page(urls.get(timeout=120), runner)
+    finally:
+        stop.set()
+        serving.join(60)
+    assert not serving.is_alive()
+
+
+def test_no_request_reaches_a_file_that_was_not_uploaded(page: Page, tmp_path: Path) -> None:
+    """Every way to name a file of the host is refused in the same words, whether there is such a file or not."""
+    upload = Path(page.upload("a photo.png", b"no picture"))
+    secret = tmp_path / "secret.png"
+    secret.write_bytes(b"secret")
+    inside = page.folder / "0123"
+    inside.mkdir()
+    (inside / "link.png").symlink_to(secret)
+    os.link(secret, inside / "hard.png")
+    os.mkfifo(inside / "fifo.png")
+    (inside / "folder").mkdir()
+    (page.folder / "linked").symlink_to(tmp_path)
+    (page.folder / "part").write_bytes(b"an upload that goes on")
+    paths: list[Any] = [
+        *map(
+            str, (secret, secret.with_name("missing.png"), "/etc/passwd", "/proc/self/fd/0", "/dev/zero", page.folder)
+        ),
+        *(str(inside / name) for name in ("link.png", "hard.png", "fifo.png", "folder", "missing.png", "..")),
+        *map(str, (page.folder / "linked" / secret.name, page.folder / "part", page.folder.parent / "lock")),
+        f"{inside}/../{upload.parent.name}/{upload.name}",
+        f"{upload.parent}/../../../../../../../../etc/passwd",
+        f"{upload.parent}/./{upload.name}",
+        f"{upload}\0.png",
+        f"file://{upload}",
+        "http://127.0.0.1:9/a.png",
+        "https://example.org/a.png",
+        "secret.png",
+        "",
+        None,
+        7,
+        ["a"],
+        {"path": str(secret)},
+    ]
+    shapes: dict[str, Callable[[Any], Any]] = {
+        "bare": lambda path: {"path": path},
+        "with meta": lambda path: {"path": path, "meta": {"_type": "gradio.FileData"}, "url": "http://127.0.0.1:9/a"},
+        "deep": lambda path: [{"video": {"path": path}}],
+    }
+    refused = (400, json.dumps({"detail": REFUSED}, separators=(",", ":")))
+    with every_item() as every:
+        for path in paths:
+            for shape, make in shapes.items():
+                for position in range(len(page.form) if path == paths[0] else 3):
+                    with every(path, shape, position):
+                        data = [*page.form[:position], make(path), *page.form[position + 1 :]]
+                        assert page.join(page.begin, data) == refused
+            with every(path, "check"):
+                for check in page.checks:
+                    assert page.join(check, [{"path": path}]) == refused
+            with every(path, "beside the data"):
+                body = {
+                    "fn_index": page.begin["id"],
+                    "data": page.form,
+                    "session_hash": "abc",
+                    "event_data": {"path": path},
+                }
+                assert page.post("queue/join", body) == refused
+                assert page.post("run/predict", {**body, "data": [{"path": path}]}) == refused
+            if isinstance(path, str) and "\0" not in path:
+                with every(path, "file="):
+                    address = urllib.request.quote(path)
+                    assert page.get(f"gradio_api/file={address}") == (403, refused[1])
+        with every("encodings"):
+            text = json.dumps({"fn_index": page.begin["id"], "data": [{"path": str(secret)}], "session_hash": "a"})
+            for encoding in ("utf-16", "utf-32", "utf-8-sig"):
+                assert page.post("queue/join", text.encode(encoding)) == refused
+            assert page.post("queue/join", b'{"data": [{"path": "/a", "p\\u0061th": "/b"}]}') == refused
+        with every("what is no request"):
+            for body in (b"", b"[]", b"[" * 100_000, b'{"session_hash": "../a"}', b"\xff"):
+                assert page.post("queue/join", body) == (400, '{"detail":"The request cannot be read."}')
+        for route in (
+            "proxy=http://127.0.0.1:9/",
+            "deep_link",
+            "vibe-code/",
+            "openapi.json",
+            "runs",
+            "stream/a/b/c/d.ts",
+        ):
+            with every(route):
+                assert page.get(f"gradio_api/{route}")[0] == 404
+        for route in ("component_server", "call/begin", "process_recording", "vibe-edit", "api/predict", "stream/a"):
+            with every(route):
+                assert page.post(route, {})[0] == 404
+    assert page.get(f"gradio_api/file={urllib.request.quote(str(upload))}") == (200, "no picture")
+    assert page.join(page.checks[0], [{"path": str(upload), "meta": {"_type": "gradio.FileData"}}])[0] == 200
+    status, text = page.get("")
+    assert status == 200
+    assert str(Path.cwd()) not in text
+
+
+def test_jobs_end_whose_visitor_does_not_listen(page: Page, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One address gets a part of the queue, and keeps it for as long as it listens."""
+    monkeypatch.setattr(visits, "UNHEARD_S", 1.5)
+    meta = {"_type": "gradio.FileData"}
+    photo, video = ({"path": page.upload(name, b"x"), "meta": meta} for name in ("a.png", "b.mp4"))
+    before = len(page.runner.calls)
+    assert page.join(page.begin, [photo, video, *page.form[2:]], "loud")[0] == 200
+    assert "Waiting for its turn" in page.get("gradio_api/queue/data?session_hash=loud")[1]
+    assert page.join(page.run, [], "loud")[0] == 200
+    with httpx.stream("GET", f"{page.url}gradio_api/queue/data?session_hash=loud", trust_env=False, timeout=30):
+        wait_until(lambda: page.runner.at_work == 1)
+        joined = [page.join(page.run, [], f"silent{number}") for number in range(24)]
+        assert [status for status, _ in joined].count(200) == bounds.EVENTS_QUEUED - 1
+        assert {text for status, text in joined if status != 200} == {
+            '{"detail":"There are too many jobs from your address in the queue."}'
+        }
+        wait_until(lambda: json.loads(page.get("gradio_api/queue/status")[1])["queue_size"] == 0)
+        assert page.runner.at_work == 1  # somebody listens to this one
+    wait_until(lambda: page.runner.at_work == 0)
+    assert page.join(page.begin, [photo, video, *page.form[2:]], "quiet")[0] == 200
+    assert "Waiting for its turn" in page.get("gradio_api/queue/data?session_hash=quiet")[1]
+    assert page.join(page.run, [], "quiet")[0] == 200
+    wait_until(lambda: len(page.runner.calls) == before + 2)
+    wait_until(lambda: page.runner.at_work == 0)  # nobody has opened a stream of messages for it
+
+
+class Stub:
+    """Stands behind the guard: reads the body, and answers as Gradio does."""
+
+    def __init__(self) -> None:
+        self.seen: list[dict[str, Any]] = []
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        self.seen.append(scope)
+        while (await receive()).get("more_body"):
+            pass
+        headers = [(b"access-control-allow-origin", b"*"), (b"Access-Control-Allow-Credentials", b"true")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": b"in"})
+
+
+class Client:
+    """Asks a guard in this process."""
+
+    def __init__(self, folder: Path, *, host: str = "127.0.0.1", root_path: str = "", **named: Any) -> None:
+        self.stub = Stub()
+        queue = SimpleNamespace(event_queue_per_concurrency_id={}, active_jobs=[])
+        self.bounds = Bounds()
+        access = Access(host, 7860, **named)
+        app: Any = Guard(self.stub, access, Uploads(folder), self.bounds, Visits(), queue, root_path)
+        self.transport = httpx.ASGITransport(app, client=("192.0.2.7", 5000))
+
+    def ask(self, method: str, path: str, host: str = "localhost:7860", **named: Any) -> httpx.Response:
+        headers = {"Host": host, **named.pop("headers", {})}
+
+        async def send() -> httpx.Response:
+            async with httpx.AsyncClient(transport=self.transport, base_url="http://127.0.0.1:7860") as client:
+                return await client.request(method, path, headers=headers, **named)
+
+        return asyncio.run(send())
+
+
+JOIN = "/gradio_api/queue/join"
+PAGE = "https://page.example.org:8443"
+STRANGERS = [
+    {"host": "evil.example.org"},
+    {"host": "localhost.evil.example.org"},
+    {"host": "evil.example.org@localhost"},
+    {"host": "169.254.169.254"},
+    {"host": ""},
+    {"headers": {"Origin": "http://evil.example.org"}},
+    {"headers": {"Origin": "http://localhost:3000"}},
+    {"headers": {"Origin": "null"}},
+    {"headers": {"Origin": PAGE}},
+    {"headers": {"Sec-Fetch-Site": "cross-site"}},
+    {"headers": {"Sec-Fetch-Site": "same-site"}},
+]
+OWN: list[dict[str, Any]] = [
+    {},
+    {"host": "127.0.0.1:7860", "headers": {"Origin": "http://127.0.0.1:7860", "Sec-Fetch-Site": "same-origin"}},
+    {"host": "LOCALHOST."},
+    {"host": "[::1]:7860", "headers": {"Origin": "http://[::1]:7860"}},
+    {"host": "page.example.org:8443", "headers": {"Origin": PAGE}},
+    {"host": "page.example.org", "headers": {"Origin": "https://page.example.org:443"}},
+]
+
+
+def test_strangers_are_refused(tmp_path: Path) -> None:
+    client = Client(tmp_path, allowed_hosts=["Page.Example.org"], root_path="/dispose")
+    with every_item() as every:
+        for kind in STRANGERS:
+            for method, path in (("POST", JOIN), ("POST", "/gradio_api/upload"), ("GET", "/gradio_api/heartbeat/abc")):
+                with every(kind, path):
+                    answer = client.ask(method, path, **kind, content=b"{}" if method == "POST" else None)
+                    assert answer.status_code in (403, 421), answer.text
+                    assert client.stub.seen == []
+        for kind in OWN:
+            with every(kind):
+                answer = client.ask("POST", f"/dispose{JOIN}", **kind, content=b"{}")
+                assert (answer.status_code, client.stub.seen.pop()["path"]) == (200, JOIN)
+                assert "access-control" not in " ".join(answer.headers).lower()
+                assert answer.headers["x-content-type-options"] == "nosniff"
+        with every("a link on another site"):
+            assert client.ask("GET", "/", headers={"Sec-Fetch-Site": "cross-site"}).status_code == 200
+        with every("preflight"):
+            asking = {"Origin": "http://evil.example.org", "Access-Control-Request-Method": "POST"}
+            answer = client.ask("OPTIONS", JOIN, headers=asking)
+            assert answer.status_code == 403
+            assert "access-control-allow-origin" not in answer.headers
+        with every("what only a proxy may say"):
+            client.ask("GET", "/", headers={"X-Forwarded-Host": "evil.example.org", "X-Gradio-Server": "http://evil"})
+            assert not [name for name, _ in client.stub.seen[-1]["headers"] if name.startswith((b"x-f", b"x-g"))]
+        with every("the root path"):
+            answer = client.ask("GET", "/dispose")
+            assert (answer.status_code, answer.headers["location"]) == (307, "/dispose/")
+        with every("all addresses"):
+            everywhere = Client(tmp_path, host="0.0.0.0")  # the transport says that 127.0.0.1 was reached
+            assert everywhere.ask("GET", "/", "evil.example.org").status_code == 421
+            assert everywhere.ask("GET", "/", "192.0.2.8").status_code == 421
+    for wrong in ("http://page.example.org", "a b", "page.example.org:80", ""):
+        with pytest.raises(InputError, match="no host name"):
+            Access("127.0.0.1", 7860, [wrong])
+    for wrong in ("dispose", "/../a", "/a b", "//evil.example.org"):
+        with pytest.raises(InputError, match="root path"):
+            check_root_path(wrong)
+
+
+def test_a_token_lets_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    client = Client(tmp_path, token=TOKEN, root_path="/dispose")
+    for path in ("/", "/assets/a.js", "/config", "/dispose/"):
+        assert client.ask("GET", path).status_code == 401
+    for wrong in ({"params": {"token": "wrong"}}, {"headers": {"Authorization": "Bearer wrong"}}):
+        assert client.ask("GET", "/", **wrong).status_code == 401
+    assert (
+        client.ask("POST", JOIN, content=b"{}", headers={"Cookie": f"dispose-rt-page-7860={TOKEN}"}).status_code == 401
+    )
+    assert client.stub.seen == []
+    assert client.ask("POST", JOIN, content=b"{}", headers={"Authorization": f"Bearer {TOKEN}"}).status_code == 200
+    answer = client.ask("GET", "/", params={"token": TOKEN})
+    cookie = answer.headers["set-cookie"]
+    assert cookie.endswith("; Path=/dispose/; HttpOnly; SameSite=Strict")
+    assert TOKEN not in cookie
+    assert TOKEN not in answer.text
+    assert 'location.replace("/dispose/")' in answer.text
+    assert client.ask("GET", "/", headers={"Cookie": cookie.partition(";")[0]}).status_code == 200
+    for _ in range(bounds.WRONG_TOKENS):
+        client.ask("GET", "/", params={"token": "wrong"})
+    answer = client.ask("GET", "/", params={"token": TOKEN})
+    assert (answer.status_code, "too many wrong tokens" in answer.text) == (429, True)
+    assert client.ask("GET", "/", headers={"Cookie": cookie.partition(";")[0]}).status_code == 200
+    for wrong_token in ("", "short", "with space", "ünicode-token"):
+        with pytest.raises(InputError, match="must have 8 or more characters"):
+            Access("127.0.0.1", 7860, token=wrong_token)
+
+
+def form(*parts: tuple[str, str]) -> dict[str, Any]:
+    lines = "".join(f"--x\r\nContent-Disposition: form-data; {part}\r\n\r\n{text}\r\n" for part, text in parts)
+    return {"content": f"{lines}--x--\r\n".encode(), "headers": {"Content-Type": "multipart/form-data; boundary=x"}}
+
+
+async def _stream() -> AsyncIterator[bytes]:
+    yield b"--x"
+
+
+FILE = ('name="files"; filename="a.png"', "pixels")
+
+
+@each(
+    status__sent=[
+        (200, form(FILE)),
+        (400, form(('name="files"', "kept in memory"))),
+        (400, form(*[FILE] * 11)),
+        (400, {"content": b"{}"}),
+        (400, {"content": b"--y nonsense", "headers": {"Content-Type": "multipart/form-data; boundary=x"}}),
+        (411, {"content": None, "headers": {"Content-Type": "multipart/form-data; boundary=x"}}),
+        (413, {**form(FILE), "large": True}),
+        (507, {**form(FILE), "full": True}),
+        (429, {**form(FILE), "count": bounds.UPLOADS_KEPT}),
+        (429, {**form(FILE), "bytes": bounds.UPLOADS_KEPT_BYTES}),
+    ]
+)
+def test_uploads_have_bounds(tmp_path: Path, status: int, sent: dict[str, Any]) -> None:
+    wanted = dict(sent)
+    client = Client(tmp_path)
+    with pytest.MonkeyPatch.context() as patch:
+        if wanted.pop("large", False):
+            patch.setattr(guard, "LARGEST_UPLOAD_BYTES", 10)
+        if wanted.pop("full", False):
+            patch.setattr(guard, "SMALLEST_FREE_BYTES", 2**60)
+        for _ in range(wanted.pop("count", 0)):
+            client.bounds.take_upload("192.0.2.7", 1)
+        client.bounds.take_upload("192.0.2.7", wanted.pop("bytes", 0))
+        if not isinstance(wanted["content"], bytes):
+            wanted["content"] = _stream()
+        answer = client.ask("POST", "/gradio_api/upload", **wanted)
+    assert answer.status_code == status, answer.text
+
+
+def test_one_address_has_bounds_until_their_time_is_over(tmp_path: Path) -> None:
+    now = SimpleNamespace(s=0.0)
+    kept = Bounds(lambda: now.s)
+    assert all(kept.take_upload("a", 1) for _ in range(bounds.UPLOADS_KEPT))
+    assert not kept.take_upload("a", 1)
+    assert kept.take_upload("b", 1)
+    now.s = bounds.KEPT_S + 1.0
+    assert kept.take_upload("a", bounds.UPLOADS_KEPT_BYTES)
+    now.s *= 2
+    kept.forget_old()
+    assert kept._uploads == {}
+    client = Client(tmp_path)
+    with ExitStack() as stack:
+        for _ in range(bounds.REQUESTS_AT_ONCE):
+            assert stack.enter_context(client.bounds.take_request("192.0.2.7"))
+        assert client.ask("GET", "/").status_code == 429
+    assert client.ask("GET", "/").status_code == 200
+    assert client.ask("POST", JOIN, content=b" " * (guard.LARGEST_JSON_BYTES + 1)).status_code == 413
+    same = {name_address(host) for host in ("2001:db8::1", "2001:db8::ffff:1")}
+    assert same == {"2001:db8::/64"}
+    assert name_address("::ffff:192.0.2.7") == name_address("192.0.2.7") != name_address("192.0.2.8")
