@@ -87,7 +87,18 @@ def test_animate_for_machines(engines: Path, tmp_path: Path, caches: Path) -> No
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of this kind are POSIX")
 def test_sigterm_ends_a_run_in_order(engines: Path, tmp_path: Path) -> None:
-    output = ("--output", tmp_path / "out.mp4", "--steps", "1000", "--overlap", "2", "--controls", "none", "--progress", "json")
+    output = (
+        "--output",
+        tmp_path / "out.mp4",
+        "--steps",
+        "1000",
+        "--overlap",
+        "2",
+        "--controls",
+        "none",
+        "--progress",
+        "json",
+    )
     command = command_line("animate", "--engines", engines, *MEDIA, *output)
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None

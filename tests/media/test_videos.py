@@ -195,14 +195,6 @@ def test_a_gif_is_a_video(tmp_path: Path) -> None:
     assert levels(video.frames()) == [0, 1, 2, 3, 4]
 
 
-def test_a_playlist_is_refused(make_clip: ClipMaker, tmp_path: Path) -> None:
-    clip = make_clip("clip.mp4", numbered_frames(3))
-    playlist = tmp_path / "list.mp4"
-    playlist.write_text(f"ffconcat version 1.0\nfile '{clip}'\n")
-    with pytest.raises(InputError, match="cannot be opened"):
-        open_video(playlist)
-
-
 # --- damage ---
 
 

@@ -32,7 +32,7 @@ def test_the_pace_follows_from_the_source_and_the_settings(tmp_path: Path) -> No
 @pytest.mark.parametrize(("fps", "kept"), [(None, True), (15, True), (15.0001, True), (15.1, False), (30, False)])
 def test_the_sound_stays_where_the_speed_stays(tmp_path: Path, fps: float | None, kept: bool) -> None:
     video = film(tmp_path)
-    with patch.object(pace, "has_sound", lambda path: True), warnings.catch_warnings(record=True) as caught:
+    with patch.object(pace, "has_sound", lambda path, cancel: True), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         found = find_audio(video, Pace.of(video, Settings(fps=fps)), warn=True)
         assert find_audio(video, Pace.of(video, Settings(fps=fps)), warn=False) == found
