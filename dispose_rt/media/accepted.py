@@ -83,7 +83,7 @@ def open_container(path: Path, beat: Callable[[], None]) -> Iterator[Any]:
         InputError: FFmpeg does not recognise the file, or it is of another kind.
     """
     try:
-        _refuse_picture(path)
+        _check_head(path)
         file = _OneFile(path, beat)
     except OSError as error:
         raise InputError(f"the video {path} cannot be opened: {error}; check its name and permissions") from error
@@ -98,10 +98,32 @@ def open_container(path: Path, beat: Callable[[], None]) -> Iterator[Any]:
         file.close()
 
 
-def _refuse_picture(path: Path) -> None:
-    """Refuse still pictures in the container of mp4, which FFmpeg would show as a video of one frame."""
+def check_size(path: Path, width: int, height: int, bits: int = 24) -> None:
+    """Refuse frames that are too large.
+
+    Args:
+        path: of the video, for the message.
+        width: of a frame in pixels.
+        height: of a frame in pixels.
+        bits: that a pixel takes once it is decoded.
+    """
+    if width * height > MAX_PIXELS or width * height * bits > 8 * MAX_FRAME_BYTES:
+        raise InputError(
+            f"the video {path} has frames of {width} x {height} pixels, more than the {MAX_PIXELS} that are accepted "
+            f"(of 24 bits, else {MAX_FRAME_BYTES} bytes); scale it down first: "
+            "ffmpeg -i INPUT -vf scale=-2:1080 OUTPUT.mp4"
+        )
+
+
+def _check_head(path: Path) -> None:
+    """Refuse what FFmpeg would take for a video.
+
+    It shows a still picture in the container of mp4 as one frame, and finds the size of a GIF by decoding it.
+    """
     with path.open("rb") as file:
         head = file.read(12)
+    if head[:4] == b"GIF8" and len(head) > 9:
+        check_size(path, int.from_bytes(head[6:8], "little"), int.from_bytes(head[8:10], "little"))
     if head[4:8] == b"ftyp" and head[8:] in _PICTURE_BRANDS:
         raise InputError(refusal(path, "a picture or text file (AVIF or HEIC)"))
 

@@ -17,8 +17,8 @@ from .images import DAMAGE, open_picture, read_pixels
 from .interruptible import Pulse, call_in_thread, in_thread
 from .time_stamps import Stamps
 
-MAX_PIXELS = 2**25
-"""Largest frame that is decoded (8K). The decoder holds several frames at once, four bytes per pixel."""
+MAX_PIXELS = 4096 * 2304
+"""Largest frame that is decoded (4K). The decoder holds several frames at once, and takes half a second for each."""
 MAX_BYTES = 2**27
 """Largest file: it is held in memory, twice while it is opened."""
 MAX_FRAMES = 100_000

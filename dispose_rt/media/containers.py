@@ -21,7 +21,7 @@ from av.video.reformatter import Interpolation, VideoReformatter
 from ..errors import InputError, InputWarning
 from ..settings import MAX_FPS, MIN_FPS
 from ..types import U8
-from .accepted import ACCEPTED, MAX_FRAME_BYTES, MAX_PIXELS, open_container
+from .accepted import ACCEPTED, MAX_PIXELS, check_size, open_container
 from .interruptible import Pulse, call_in_thread, in_thread
 from .orientation import UPRIGHT, Orientation, orientation_of_matrix
 from .time_stamps import Stamps
@@ -203,8 +203,7 @@ def _look(path: Path, beat: Callable[[], None]) -> tuple[Any, ...]:
         if frame is None:
             return False, stream.frames, None, False, None, None, ""
         pixels, problem = _pixels(frame, stream)
-        if pixels.square[0] * pixels.square[1] > MAX_PIXELS:
-            _refuse_size(path, *pixels.square)
+        check_size(path, *pixels.square)
         starts_late = bool(container.start_time and container.start_time > av.time_base)
         announced, length_s = _announced(container, stream), _length_s(container, stream)
         return True, announced, length_s, starts_late, _stated_rate(stream), pixels, problem
@@ -250,20 +249,13 @@ def _bound_decoder(path: Path, stream: Any) -> None:
     stream.thread_type = "AUTO"
     context = stream.codec_context
     kind = context.format
-    frame_bytes = stream.width * stream.height * (kind.padded_bits_per_pixel if kind is not None else 12) // 8
-    if stream.width * stream.height > MAX_PIXELS or frame_bytes > MAX_FRAME_BYTES:
-        _refuse_size(path, stream.width, stream.height)
+    bits = kind.padded_bits_per_pixel if kind is not None else 12
+    check_size(path, stream.width, stream.height, bits)
+    frame_bytes = stream.width * stream.height * bits // 8
     context.options = {"max_pixels": str(MAX_PIXELS)}
     threads = os.cpu_count() or 1
     if frame_bytes * threads > DECODER_BYTES:
         context.thread_count = max(1, DECODER_BYTES // frame_bytes)
-
-
-def _refuse_size(path: Path, width: int, height: int) -> NoReturn:
-    raise InputError(
-        f"the video {path} has frames of {width} x {height} pixels, more than are accepted: {MAX_PIXELS} pixels, and "
-        f"{MAX_FRAME_BYTES} bytes per decoded frame. Scale it down first: ffmpeg -i INPUT -vf scale=-2:1080 OUTPUT.mp4"
-    )
 
 
 def _decode(container: Any, stream: Any, tally: _Tally, beat: Callable[[], None]) -> Iterator[Any]:
