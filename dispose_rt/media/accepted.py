@@ -14,10 +14,11 @@ from ..errors import InputError
 
 ACCEPTED = "an mp4, mov, mkv, webm, avi, ts, mpg, flv, wmv, ogg or gif file"
 """The kinds as messages name them."""
-MAX_PIXELS = 100_000_000
-"""Largest frame that is decoded. No level of H.264, HEVC or AV1 reaches half of it."""
-MAX_FRAME_BYTES = 300_000_000
-"""Most that one decoded frame may take: a frame of `MAX_PIXELS` with 24 bits each."""
+MAX_PIXELS = 2**25
+"""Largest frame that is decoded: 8K. A decoder holds 16 frames and more for reference, and a file of some kilobytes can
+make it do so."""
+MAX_FRAME_BYTES = 6 * MAX_PIXELS
+"""Most that one decoded frame may take: three channels of 16 bits. Only codecs without references have as many."""
 _DEMUXERS = (
     *("mov", "matroska", "avi", "mpegts", "mpeg", "mpegvideo", "flv", "asf", "ogg", "mxf", "nut", "dv", "ivf"),
     *("gif", "apng", "h264", "hevc", "m4v", "obu", "yuv4mpegpipe"),
@@ -109,8 +110,8 @@ def check_size(path: Path, width: int, height: int, bits: int = 24) -> None:
     """
     if width * height > MAX_PIXELS or width * height * bits > 8 * MAX_FRAME_BYTES:
         raise InputError(
-            f"the video {path} has frames of {width} x {height} pixels, more than the {MAX_PIXELS} that are accepted "
-            f"(of 24 bits, else {MAX_FRAME_BYTES} bytes); scale it down first: "
+            f"the video {path} has frames of {width} x {height} pixels, more than the {MAX_PIXELS} (or "
+            f"{MAX_FRAME_BYTES} bytes once decoded) that are accepted; scale it down first: "
             "ffmpeg -i INPUT -vf scale=-2:1080 OUTPUT.mp4"
         )
 

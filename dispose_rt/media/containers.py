@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import warnings
 from array import array
@@ -34,8 +33,8 @@ MAX_FRAMES = 5_000_000
 """Most pictures of one video: two days at 24 per second. Their time stamps are kept in memory."""
 LARGEST_ASPECT = 8
 """A pixel that is stated to be wider or higher than this many times the other way is taken for a mistake."""
-DECODER_BYTES = 500_000_000
-"""What frames in the decoder's threads may take together; each thread holds one."""
+THREADED_BYTES = 25_000_000
+"""A larger frame is decoded by one thread: each further one holds frames of its own."""
 _ATTACHED_PICTURE = 0x0400
 _COUNTING_FORMATS = ("avi",)
 """Their time stamps count places for pictures in the order of storage, and say nothing of the order of display."""
@@ -253,9 +252,8 @@ def _bound_decoder(path: Path, stream: Any) -> None:
     check_size(path, stream.width, stream.height, bits)
     frame_bytes = stream.width * stream.height * bits // 8
     context.options = {"max_pixels": str(MAX_PIXELS)}
-    threads = os.cpu_count() or 1
-    if frame_bytes * threads > DECODER_BYTES:
-        context.thread_count = max(1, DECODER_BYTES // frame_bytes)
+    if frame_bytes > THREADED_BYTES:
+        context.thread_count = 1
 
 
 def _decode(container: Any, stream: Any, tally: _Tally, beat: Callable[[], None]) -> Iterator[Any]:

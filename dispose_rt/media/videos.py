@@ -162,7 +162,7 @@ def open_video(source: VideoSource, fps: float | None = None, *, cancel: threadi
 
     Raises:
         InputError: there is no such file, it holds no video, not one frame can be decoded, its frames have more than
-            100 million pixels, the folder holds no picture, or the iterable is empty.
+            2**25 pixels, the folder holds no picture, or the iterable is empty.
         Cancelled: `cancel` was set.
 
     Warns:
