@@ -192,7 +192,7 @@ class Animator:
             )
         self._queue.check_open()
         task = make_task(self._directories, ref, video, settings, noise, output, progress, cancel, observer)
-        sound = find_audio(task.video, task.pace, warn=output is not None) if audio else None
+        sound = find_audio(task.video, task.pace, output is not None, cancel) if audio else None
         frames: U8 = np.empty((0, 0, 0, 3), np.uint8)
         done = 0
         with self._queue.take(task.check_cancelled), self._start(task) as run, ExitStack() as file:
@@ -200,7 +200,8 @@ class Animator:
                 height, width = chunk.shape[1:3]
                 if not done:
                     frames = np.empty((run.frame_count if keep_frames else 0, height, width, 3), np.uint8)
-                    write = file.enter_context(media.open_writer(output, task.pace.fps, width, height, sound))
+                    sink = media.open_writer(output, task.pace.fps, width, height, sound, cancel=cancel)
+                    write = file.enter_context(sink)
                 for number, frame in enumerate(chunk, done):
                     write(frame, run.time_stamps[number] if run.time_stamps is not None else None)
                     if keep_frames:

@@ -21,6 +21,9 @@ from .errors import InputError
 PUBLISHED_OVERLAP = 6
 """Frames that neighbouring tiles of the published 16 frames share."""
 
+MIN_FPS, MAX_FPS = 0.01, 1000.0
+"""Range of frame rates, of videos and of results: a picture in 100 seconds, and a thousand in one."""
+
 _DOC_WIDTH = 116
 
 
@@ -183,9 +186,8 @@ class Settings:
         None,
         "Frames per second of the result",
         "Frames per second",
-        low=0,
-        high=1000,
-        excludes_low=True,
+        low=MIN_FPS,
+        high=MAX_FPS,
         none_means="the speed of the video is kept",
         detail="None also keeps time stamps that are uneven.",
         group="output",

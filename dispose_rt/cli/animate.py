@@ -132,14 +132,14 @@ def _parse_controls(text: str) -> tuple[str, ...]:
 def run(options: argparse.Namespace, console: Console, stop: StopSignals) -> int:
     """Check what can be checked in a moment, then load the engines and animate."""
     from .. import Animator
-    from ..media import check_output_path, open_video, read_image
+    from ..media import check_output_path, open_video, protect_inputs, read_image
 
     settings = {name: getattr(options, name) for name in SETTINGS}
     Settings(**settings)  # checks them
     output = check_output_path(options.output)
     reference = read_image(options.reference)
     open_video(options.video)
-    _protect_inputs(output, options)
+    protect_inputs(output, reference=options.reference, video=options.video)
     pictures = _open_pictures(options.debug_dir)
     poses = _choose_pose_cache(options, console)
     timings: Mapping[str, float] = {}
@@ -168,16 +168,6 @@ def run(options: argparse.Namespace, console: Console, stop: StopSignals) -> int
             _finish_pictures(pictures, named | settings, timings, failure, console)
     _print_result(output, animation, options, console)
     return ExitCode.DONE
-
-
-def _protect_inputs(output: Path, options: argparse.Namespace) -> None:
-    """Refuse to replace what is being read."""
-    for name in ("reference", "video"):
-        source = Path(getattr(options, name))
-        if output.exists() and output.samefile(source):
-            raise InputError(f"the output {output} is the {name} itself; give it another name")
-        if source.is_dir() and output.absolute().resolve().parent == source.resolve():
-            raise InputError(f"the output {output} lies among the pictures of the {name}; write it to another folder")
 
 
 def _choose_pose_cache(options: argparse.Namespace, console: Console) -> Path | None:

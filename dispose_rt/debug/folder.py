@@ -16,17 +16,18 @@ from .sections import STAGES
 PAGE_NAME = "index.html"
 PICTURES_NAME = "pictures"
 
-_OURS = re.compile(rf"({'|'.join(STAGES)})_(\d+|legend)\.(png|jpg)")
+_OURS = re.compile(rf"({'|'.join(STAGES)})_(\d{{6,}}|legend)\.(png|jpg)")
 
 
 class PictureFolder:
     """Writes pictures and their page.
 
     Args:
-        folder: created where missing. Pictures that an earlier run left in it are removed.
+        folder: created where missing. Pictures that an earlier run left in it are removed; its page says that they are
+            ours.
 
     Raises:
-        OutputError: the folder cannot be written, or holds an index.html that is not ours.
+        OutputError: the folder cannot be written, or holds an index.html or pictures that are not ours.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -36,9 +37,14 @@ class PictureFolder:
         self._landscape: set[str] = set()
         page = folder / PAGE_NAME
         try:
-            if page.exists() and index_page.MARK.encode() not in page.read_bytes():
+            is_ours = page.exists() and index_page.MARK.encode() in page.read_bytes()
+            if page.exists() and not is_ours:
                 raise OutputError(f"{page} is not a page of debug pictures; pass an empty or a new folder")
             for old in (folder / PICTURES_NAME).glob("*"):
+                if _OURS.fullmatch(old.name) and not is_ours:  # the page is written before any picture
+                    raise OutputError(
+                        f"{old} is no debug picture of ours and would be lost; pass an empty or a new folder"
+                    )
                 if _OURS.fullmatch(old.name):
                     old.unlink()
         except OSError as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .images import ImageSource, PilImage, read_image
-from .outputs import SUFFIXES, check_output_path
+from .outputs import SUFFIXES, check_output_path, protect_inputs
 from .videos import DEFAULT_FPS, Video, VideoSource, frame_step, open_video
 from .writer import FrameSink, VideoWriter, open_writer, write_video
 
@@ -20,6 +20,7 @@ __all__ = [
     "frame_step",
     "open_video",
     "open_writer",
+    "protect_inputs",
     "read_image",
     "write_video",
 ]

@@ -2,31 +2,42 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
-from collections.abc import Iterator
+from array import array
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
 import av
 from av.sidedata.sidedata import Type as SideDataType
-from av.video.reformatter import VideoReformatter
+from av.video.reformatter import Interpolation, VideoReformatter
 
 from ..errors import InputError, InputWarning
+from ..settings import MAX_FPS, MIN_FPS
 from ..types import U8
-from .images import MAX_PIXELS
+from .accepted import ACCEPTED, MAX_PIXELS, check_size, open_container
+from .interruptible import Pulse, call_in_thread, in_thread
 from .orientation import UPRIGHT, Orientation, orientation_of_matrix
 from .time_stamps import Stamps
 
 PLAUSIBLE_FPS = 240
 """Above this, a container's average rate is its clock, not its frame rate (browsers record so), and is measured."""
+MANY_FRAMES = 10_000
+"""A longer video whose container lists no frames has its frames counted, as its length may have gaps in it."""
+MAX_FRAMES = 5_000_000
+"""Most pictures of one video: two days at 24 per second. Their time stamps are kept in memory."""
+LARGEST_ASPECT = 8
+"""A pixel that is stated to be wider or higher than this many times the other way is taken for a mistake."""
+THREADED_BYTES = 25_000_000
+"""A larger frame is decoded by one thread: each further one holds frames of its own."""
 _ATTACHED_PICTURE = 0x0400
-_PICTURE_FORMATS = ("image2", "ico", "tty")
 _COUNTING_FORMATS = ("avi",)
 """Their time stamps count places for pictures in the order of storage, and say nothing of the order of display."""
-_KINDS = "an mp4, mov, mkv, webm, avi or gif file"
 
 
 @dataclass(frozen=True)
@@ -43,144 +54,211 @@ class Probe:
 class _Tally:
     """What reading a file came to."""
 
-    announced: int  # pictures that the container lists; 0 where it keeps no list
+    announced: int = 0  # pictures that the container lists; 0 where it keeps no list
     read: int = 0  # compressed pictures read
     shown: int = 0  # pictures decoded
     damaged: int = 0
 
 
-def probe_file(path: Path, measure_rate: bool) -> Probe:
+@dataclass(frozen=True)
+class _Pixels:
+    """How decoded pictures become frames.
+
+    Attributes:
+        stored: width and height of the decoded pictures.
+        square: width and height once their pixels are square.
+        orientation: how they are turned upright then.
+    """
+
+    stored: tuple[int, int]
+    square: tuple[int, int]
+    orientation: Orientation
+
+    @property
+    def upright(self) -> tuple[int, int]:
+        """Width and height of the frames."""
+        return self.square[::-1] if self.orientation.transpose else self.square
+
+    def convert(self, reformatter: VideoReformatter, frame: Any) -> U8:
+        """FFmpeg's default conversion, up to two levels dark: the pixels that other readers built on it deliver."""
+        size: dict[str, Any] = {}
+        if self.square != self.stored:
+            size = {"width": self.square[0], "height": self.square[1], "interpolation": Interpolation.BICUBIC}
+        pixels: Any = reformatter.reformat(frame, format="rgb24", **size).to_ndarray()
+        return self.orientation.apply(pixels)
+
+
+def probe_file(path: Path, measure_rate: bool, cancel: threading.Event | None = None) -> Probe:
     """Open a video file, decode its first frame and find its frame rate.
 
     Args:
         path: an existing file.
         measure_rate: whether to read the whole file's time stamps where its stated rate is implausible.
+        cancel: ends the reading once it is set.
 
     Raises:
         InputError: it is no video file, or not one frame can be decoded.
+        Cancelled: `cancel` was set.
 
     Warns:
-        InputWarning: the frame rate could not be found.
+        InputWarning: the frame rate could not be found, or the stated shape of the pixels cannot be true.
     """
-    with _open(path) as (container, stream):
-        frame = next(_decode(container, stream, _Tally(stream.frames)), None)
-        if frame is None:
-            raise InputError(
-                f"the video {path} holds no frame that can be decoded ({stream.frames} announced); it is truncated or "
-                "damaged: copy, download or export it again"
-            )
-        width, height = frame.width, frame.height
-        if _orientation(frame).transpose:
-            width, height = height, width
-        fps = _stated_rate(stream)
-        count, length_s = _announced(container, stream), _length_s(container, stream)
+    announced, count, length_s, starts_late, fps, pixels, problem = _call(_look, path, cancel)
+    if not announced:
+        raise InputError(
+            f"the video {path} holds no frame that can be decoded ({count} announced); it is truncated or "
+            "damaged: copy, download or export it again"
+        )
+    if problem:
+        warnings.warn(f"the video {path} {problem}", InputWarning, stacklevel=2)
     if measure_rate and fps is None:
-        fps = _measured_rate(path)
+        fps = _call(_measure_rate, path, cancel)
         if fps is None:
-            warnings.warn(f"the video {path} states no frame rate; 24 is assumed", InputWarning, stacklevel=2)
+            warnings.warn(f"the video {path} states no usable frame rate; 24 is assumed", InputWarning, stacklevel=2)
     if not count and fps and length_s:
         count = max(1, round(length_s * fps))
+        if starts_late or count > MANY_FRAMES:
+            stamps = read_stamps(path, cancel)
+            count = len(stamps.ticks) + stamps.missing
+    width, height = pixels.upright
     return Probe(fps, width, height, count or None)
 
 
-def read_stamps(path: Path) -> Stamps:
+def find_codec(path: Path, cancel: threading.Event | None = None) -> tuple[str, str | None]:
+    """Name a video's codec and pixel format, as FFmpeg does.
+
+    Raises:
+        InputError: it is no video file.
+        Cancelled: `cancel` was set.
+    """
+
+    def look(path: Path, beat: Callable[[], None]) -> tuple[str, str | None]:
+        with _open(path, beat) as (_, stream):
+            return stream.codec_context.codec.canonical_name, stream.codec_context.pix_fmt
+
+    found: tuple[str, str | None] = _call(look, path, cancel)
+    return found
+
+
+def read_stamps(path: Path, cancel: threading.Event | None = None) -> Stamps:
     """Read the time stamps of all pictures that are shown, without decoding."""
-    with _open(path) as (container, stream):
-        counts = container.format.name in _COUNTING_FORMATS
-        packets = _packets(container, stream, _Tally(0))
-        shown = [(packet.pts, packet.dts) for packet in packets if packet and not packet.is_discard]
-        ticks = sorted(stamp[counts] for stamp in shown if stamp[counts] is not None)
-        return Stamps(ticks, Fraction(stream.time_base), len(shown) - len(ticks), counts)
+    stamps: Stamps = _call(_list_stamps, path, cancel)
+    return stamps
 
 
-def find_start(path: Path) -> Fraction | None:
-    """Time stamp of the first frame that can be decoded, in seconds; None if it has none."""
-    with _open(path) as (container, stream):
+def find_start(path: Path, beat: Callable[[], None]) -> Fraction | None:
+    """Time stamp of the first frame that can be decoded, in seconds; None if it has none.
+
+    Args:
+        path: an existing file.
+        beat: see `accepted.open_container`.
+    """
+    with _open(path, beat) as (container, stream):
         if container.format.name in _COUNTING_FORMATS:
-            packet = next((packet for packet in _packets(container, stream, _Tally(0)) if packet), None)
+            packet = next((packet for packet in _packets(container, stream, _Tally(), beat) if packet), None)
             return packet.dts * Fraction(stream.time_base) if packet and packet.dts is not None else None
-        frame = next(_decode(container, stream, _Tally(0)), None)
+        frame = next(_decode(container, stream, _Tally(), beat), None)
         return _stamp(frame, stream) if frame is not None else None
 
 
-def read_frames(path: Path, step: int) -> Iterator[tuple[int, Fraction | None, U8]]:
+def read_frames(
+    path: Path, step: int, cancel: threading.Event | None = None
+) -> Iterator[tuple[int, Fraction | None, U8]]:
     """Decode every `step`-th frame, with its number and its time stamp in seconds; see `Video.frames`."""
-    with _open(path) as (container, stream):
-        tally = _Tally(_announced(container, stream))
+    tally = _Tally()
+    yield from in_thread(partial(_read, path, step, tally), f"the video {path}", cancel)
+    if tally.damaged or tally.read < tally.announced:
+        of_all = f" of {tally.announced} announced" if tally.announced else ""
+        message = (
+            f"the video {path} is truncated or damaged: {tally.shown}{of_all} frames could be read, the others are "
+            "left out; copy, download or export it again to use all of it"
+        )
+        warnings.warn(message, InputWarning, stacklevel=2)
+
+
+def _read(path: Path, step: int, tally: _Tally, pulse: Pulse) -> Iterator[tuple[int, Fraction | None, U8]]:
+    with _open(path, pulse.beat) as (container, stream):
+        tally.announced = _announced(container, stream)
         reformatter = VideoReformatter()  # kept: it caches the conversion
-        orientation, size = UPRIGHT, (0, 0)
-        for number, frame in enumerate(_decode(container, stream, tally)):
-            if number == 0:
-                orientation, size = _orientation(frame), (frame.width, frame.height)
-            elif (frame.width, frame.height) != size:
-                _refuse_new_size(path, number, frame, size)
+        pixels = None
+        for number, frame in enumerate(_decode(container, stream, tally, pulse.beat)):
+            if pixels is None:
+                pixels, _ = _pixels(frame, stream)
+            elif (frame.width, frame.height) != pixels.stored:
+                _refuse_new_size(path, number, frame, pixels.stored)
             if number % step == 0:
-                # FFmpeg's default conversion, up to two levels dark: the pixels that other readers built on it deliver
-                pixels: Any = reformatter.reformat(frame, format="rgb24").to_ndarray()
-                yield number, _stamp(frame, stream), orientation.apply(pixels)
-        if tally.damaged or tally.read < tally.announced:
-            of_all = f" of {tally.announced} announced" if tally.announced else ""
-            message = (
-                f"the video {path} is truncated or damaged: {tally.shown}{of_all} frames could be read, the others are "
-                "left out; copy, download or export it again to use all of it"
-            )
-            warnings.warn(message, InputWarning, stacklevel=2)
+                yield number, _stamp(frame, stream), pixels.convert(reformatter, frame)
+
+
+def _call(look: Callable[[Path, Callable[[], None]], Any], path: Path, cancel: threading.Event | None) -> Any:
+    """Call a function that reads a file, in a thread."""
+    return call_in_thread(lambda pulse: look(path, pulse.beat), f"the video {path}", cancel)
+
+
+def _look(path: Path, beat: Callable[[], None]) -> tuple[Any, ...]:
+    """Decode the first frame; see `probe_file`."""
+    with _open(path, beat) as (container, stream):
+        frame = next(_decode(container, stream, _Tally(), beat), None)
+        if frame is None:
+            return False, stream.frames, None, False, None, None, ""
+        pixels, problem = _pixels(frame, stream)
+        check_size(path, *pixels.square)
+        starts_late = bool(container.start_time and container.start_time > av.time_base)
+        announced, length_s = _announced(container, stream), _length_s(container, stream)
+        return True, announced, length_s, starts_late, _stated_rate(stream), pixels, problem
+
+
+def _list_stamps(path: Path, beat: Callable[[], None]) -> Stamps:
+    with _open(path, beat) as (container, stream):
+        counts = container.format.name in _COUNTING_FORMATS
+        ticks, missing = array("q"), 0
+        for packet in _packets(container, stream, _Tally(), beat):
+            stamp = packet and (packet.dts if counts else packet.pts)
+            if packet and not packet.is_discard and stamp is not None:
+                ticks.append(stamp)
+            elif packet and not packet.is_discard:
+                missing += 1
+            if len(ticks) + missing > MAX_FRAMES:
+                raise InputError(f"the video {path} holds more than {MAX_FRAMES} pictures; cut it into shorter ones")
+        return Stamps(sorted(ticks), Fraction(stream.time_base), missing, counts)
 
 
 @contextmanager
-def _open(path: Path) -> Iterator[tuple[Any, Any]]:
+def _open(path: Path, beat: Callable[[], None]) -> Iterator[tuple[Any, Any]]:
     """Open a file and find its video stream."""
-    try:
-        # "file:" keeps FFmpeg from reading a colon or a percent sign in the name as a protocol or a number pattern
-        container = av.open(f"file:{path}")
-    except (av.FFmpegError, OSError, ValueError) as error:
-        raise InputError(f"the video {path} cannot be opened: {_explain(path, error)}") from error
-    with container:
-        name = container.format.name
-        if name.endswith("_pipe") or name in _PICTURE_FORMATS:
-            raise InputError(f"the video {path} is a picture or text file ({name}), not a video; pass {_KINDS}")
+    with open_container(path, beat) as container:
         yield container, _find_stream(container, path)
-
-
-def _explain(path: Path, error: Exception) -> str:
-    with path.open("rb") as file:
-        is_mp4 = file.read(8)[4:] == b"ftyp"
-    if is_mp4:
-        return (
-            "its index (the 'moov' box) is missing or damaged, because a recording, copy or download stopped early. "
-            "Get the whole file; without the index no frame can be found"
-        )
-    return f"{getattr(error, 'strerror', None) or error}; pass {_KINDS} that plays"
 
 
 def _find_stream(container: Any, path: Path) -> Any:
     """First video stream that is not a cover picture."""
     for stream in container.streams.video:
         if not stream.disposition.value & _ATTACHED_PICTURE and stream.codec_context is not None:
-            stream.thread_type = "AUTO"
-            _refuse_bomb(path, stream)
+            _bound_decoder(path, stream)
             return stream
     kinds = sorted({stream.type for stream in container.streams}) or ["nothing"]
     raise InputError(
         f"the video {path} has no video stream (it holds {', '.join(kinds)}); it is a sound file, or nothing was "
-        f"recorded before it was closed. Pass {_KINDS} with pictures in it"
+        f"recorded before it was closed. Pass {ACCEPTED} with pictures in it"
     )
 
 
-def _refuse_bomb(path: Path, stream: Any) -> None:
+def _bound_decoder(path: Path, stream: Any) -> None:
     """Look at the size before anything of it is decoded, and let the decoder refuse a later one."""
-    width, height = stream.width, stream.height
-    if width * height > MAX_PIXELS:
-        raise InputError(
-            f"the video {path} has frames of {width} x {height} pixels, more than the {MAX_PIXELS} that are accepted; "
-            "scale it down first: ffmpeg -i INPUT -vf scale=-2:1080 OUTPUT.mp4"
-        )
-    stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
+    stream.thread_type = "AUTO"
+    context = stream.codec_context
+    kind = context.format
+    bits = kind.padded_bits_per_pixel if kind is not None else 12
+    check_size(path, stream.width, stream.height, bits)
+    frame_bytes = stream.width * stream.height * bits // 8
+    context.options = {"max_pixels": str(MAX_PIXELS)}
+    if frame_bytes > THREADED_BYTES:
+        context.thread_count = 1
 
 
-def _decode(container: Any, stream: Any, tally: _Tally) -> Iterator[Any]:
+def _decode(container: Any, stream: Any, tally: _Tally, beat: Callable[[], None]) -> Iterator[Any]:
     """Decode all pictures that are whole; count the others instead of showing the decoder's guesses at them."""
-    for packet in _packets(container, stream, tally):
+    for packet in _packets(container, stream, tally, beat):
         try:
             frames = stream.decode(packet)
         except EOFError:
@@ -196,10 +274,11 @@ def _decode(container: Any, stream: Any, tally: _Tally) -> Iterator[Any]:
                 yield frame
 
 
-def _packets(container: Any, stream: Any, tally: _Tally) -> Iterator[Any]:
+def _packets(container: Any, stream: Any, tally: _Tally, beat: Callable[[], None]) -> Iterator[Any]:
     """Yield the stream's whole packets, then None, which makes the decoder hand out what it holds back."""
     try:
         for packet in container.demux(stream):
+            beat()
             if packet.size == 0:  # "same picture again", or the demuxer's end mark; as input it would end the decoder
                 continue
             if packet.is_corrupt:
@@ -234,6 +313,19 @@ def _stamp(frame: Any, stream: Any) -> Fraction | None:
     return frame.pts * Fraction(stream.time_base) if frame.pts is not None else None
 
 
+def _pixels(frame: Any, stream: Any) -> tuple[_Pixels, str]:
+    """How to convert the frames, judged by the first one, and what is wrong with the stated shape of their pixels."""
+    stored, problem = (frame.width, frame.height), ""
+    aspect = Fraction(stream.sample_aspect_ratio or 1)  # width by height of one pixel
+    if not 1 <= max(aspect, 1 / aspect if aspect > 0 else 0) <= LARGEST_ASPECT:
+        problem = (
+            f"states pixels of {aspect.numerator}:{aspect.denominator}, which cannot be true; they are taken for square"
+        )
+        aspect = Fraction(1)
+    square = (round(stored[0] * max(aspect, 1)), round(stored[1] * max(1 / aspect, 1)))  # no pixel is thrown away
+    return _Pixels(stored, square, _orientation(frame)), problem
+
+
 def _orientation(frame: Any) -> Orientation:
     """Orientation noted in the file. (`frame.rotation` would lose mirroring.)"""
     try:
@@ -248,15 +340,20 @@ def _stated_rate(stream: Any) -> float | None:
     if not rate:
         return None
     fps = float(Fraction(rate.numerator, rate.denominator))
-    return fps if 0 < fps <= PLAUSIBLE_FPS else None
+    return fps if MIN_FPS <= fps <= PLAUSIBLE_FPS else None
 
 
-def _measured_rate(path: Path) -> float | None:
-    """Average rate by the time stamps, without decoding."""
-    with _open(path) as (container, stream):
-        times = [packet.pts for packet in _packets(container, stream, _Tally(0)) if packet and packet.pts is not None]
-        span = (max(times) - min(times)) * stream.time_base if times else 0
-        return float((len(times) - 1) / span) if span else None
+def _measure_rate(path: Path, beat: Callable[[], None]) -> float | None:
+    """Average rate by the time stamps, without decoding; None where that is no rate either."""
+    with _open(path, beat) as (container, stream):
+        count, first, last = 0, 0, 0
+        for packet in _packets(container, stream, _Tally(), beat):
+            if packet and packet.pts is not None:
+                first, last = (min(first, packet.pts), max(last, packet.pts)) if count else (packet.pts, packet.pts)
+                count += 1
+        span = (last - first) * stream.time_base
+        fps = float((count - 1) / span) if span else 0.0
+        return fps if MIN_FPS <= fps <= MAX_FPS else None
 
 
 def _refuse_new_size(path: Path, number: int, frame: Any, size: tuple[int, int]) -> NoReturn:

@@ -60,6 +60,8 @@ class _Spool:
         self._file = file
 
     def write(self, data: bytes) -> int:
+        if self.failure is not None:  # FFmpeg goes on; PyAV would print a second error on the terminal
+            return len(data)
         try:
             written: int = self._file.write(data)
             self._file.flush()

@@ -7,8 +7,10 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
-from ..errors import OutputError
+from ..errors import InputError, OutputError
+from ..system.files import real_path
 
 SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".gif")
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -47,6 +49,42 @@ def explain_failure(target: Path, error: BaseException) -> str:
     return f"{head}; make room there or choose another folder"
 
 
+def protect_inputs(output: str | os.PathLike[str], **inputs: Any) -> None:
+    """Refuse to replace what is being read.
+
+    Args:
+        output: path of the file to write.
+        inputs: sources of pictures by what messages call them: paths of files or folders, lists of such, or anything
+            else, which is left alone.
+
+    Raises:
+        InputError: the output is an input, or lies in a folder of pictures that is one.
+    """
+    target = Path(output)
+    for name, source in inputs.items():
+        for path in _find_paths(source):
+            if is_same_file(target, path):
+                raise InputError(f"the output {target} is the {name} itself; give it another name")
+            if path.is_dir() and real_path(target).parent.resolve() == path.resolve():
+                raise InputError(
+                    f"the output {target} lies among the pictures of the {name}; write it to another folder"
+                )
+
+
+def is_same_file(target: Path, source: Path) -> bool:
+    """Whether writing one path would replace what is read from the other."""
+    try:
+        return target.samefile(source)
+    except OSError:  # one of them is not there
+        return False
+
+
+def _find_paths(source: Any) -> list[Path]:
+    found = source if isinstance(source, (list, tuple)) else [source]
+    named = [getattr(one, "filename", one) for one in found]  # of a PIL image, which reads its file late
+    return [Path(one) for one in named if isinstance(one, (str, os.PathLike)) and os.fspath(one)]
+
+
 def _find_output_problem(target: Path) -> str | None:
     if "\0" in os.fspath(target):  # Python's own checks report that no such file exists
         return "its name holds a null byte; choose another name"
@@ -56,9 +94,10 @@ def _find_output_problem(target: Path) -> str | None:
         return f"it is a directory; name a file in it, such as {target / 'out.mp4'}"
     if target.exists() and not target.is_file():
         return "it is a device or pipe; name a regular file"
-    if not target.parent.is_dir():
-        return f"the folder {target.parent} does not exist; create it: mkdir -p {target.parent}"
-    return _find_folder_problem(target.parent)
+    folder = real_path(target).parent  # of the file that is replaced where the target is a link
+    if not folder.is_dir():
+        return f"the folder {folder} does not exist; create it: mkdir -p {folder}"
+    return _find_folder_problem(folder)
 
 
 def _find_folder_problem(folder: Path) -> str | None:

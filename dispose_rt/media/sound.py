@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from fractions import Fraction
 from itertools import chain, islice
@@ -17,16 +18,19 @@ from av.stream import Disposition
 from numpy.typing import NDArray
 
 from ..errors import InputError, InputWarning
+from .accepted import open_container
 from .containers import find_start
+from .interruptible import call_in_thread
 
 KEPT_CODECS = {
-    ".mp4": ("aac", "ac3", "alac", "eac3", "mp3"),
-    ".m4v": ("aac", "ac3", "alac"),
+    ".mp4": ("aac", "mp3"),
+    ".m4v": ("aac", "alac"),
     ".mov": ("aac", "ac3", "alac", "eac3", "mp3", "pcm_s16be", "pcm_s16le", "pcm_s24be", "pcm_s24le"),
     ".mkv": ("aac", "ac3", "alac", "dts", "eac3", "flac", "mp2", "mp3", "opus", "pcm_s16le", "pcm_s24le", "vorbis"),
     ".webm": ("opus", "vorbis"),
 }
-"""What each container, and most players of it, take; everything else is encoded again."""
+"""What each container, and most players of it, take; everything else is encoded again. Browsers play mp4 files, and of
+AC-3, E-AC-3 and ALAC in them most browsers play nothing."""
 BIT_RATE = 192_000
 PIECE_SAMPLES = 1024
 PROBED_PACKETS = 100
@@ -46,14 +50,15 @@ class Sound:
         source: file that was found to have sound.
         container: output container, before its header is written.
         suffix: of the output, in lower case.
+        beat: is called whenever a piece of the source is read; what it raises ends the work.
     """
 
-    def __init__(self, source: Path, container: Any, suffix: str) -> None:
+    def __init__(self, source: Path, container: Any, suffix: str, beat: Callable[[], None]) -> None:
         self.problem: str | None = None
         self._container = container
         self._opened = ExitStack()
-        self._source, self._input = self._opened.enter_context(_open_sound(source))
-        self._start_s = _find_zero(source, self._input)
+        self._source, self._input = self._opened.enter_context(_open_sound(source, beat))
+        self._start_s = _find_zero(source, self._input, beat)
         self._end_s: Fraction | None = None
         self._damaged = 0
         self._waiting: tuple[Fraction, Any] | None = None
@@ -170,43 +175,53 @@ class Sound:
                 yield time_s, part.to_ndarray().astype(np.float32, copy=False)
 
 
-def has_sound(source: Path) -> bool:
+def has_sound(source: Path, cancel: threading.Event | None = None) -> bool:
     """Whether a file has sound that can be decoded.
 
     Args:
-        source: an existing file.
+        source: an existing file. One that FFmpeg cannot open, or must not, has none.
+        cancel: ends the reading once it is set.
+
+    Raises:
+        Cancelled: `cancel` was set.
 
     Warns:
         InputWarning: it has sound, but not one piece of it can be decoded.
     """
+    is_there, problem = call_in_thread(lambda pulse: _probe(source, pulse.beat), f"the sound of {source}", cancel)
+    if problem:
+        warnings.warn(f"the sound of {source} is damaged and left out: {problem}", InputWarning, stacklevel=3)
+    return is_there
+
+
+def _probe(source: Path, beat: Callable[[], None]) -> tuple[bool, str]:
+    """Whether there is sound, and what is wrong with it."""
     try:
-        with _open_sound(source) as (container, stream):
+        with _open_sound(source, beat) as (container, stream):
             if stream is None:
-                return False
+                return False, ""
             for packet in islice(container.demux(stream), PROBED_PACKETS):
                 with suppress(av.FFmpegError):
                     if stream.decode(packet):
-                        return True
-        problem = "not one piece of it can be decoded"
-    except (av.FFmpegError, OSError, ValueError) as error:
-        problem = str(error)
-    warnings.warn(f"the sound of {source} is damaged and left out: {problem}", InputWarning, stacklevel=3)
-    return False
+                        return True, ""
+        return False, "not one piece of it can be decoded"
+    except (av.FFmpegError, InputError, OSError, ValueError) as error:
+        return False, str(error)
 
 
 @contextmanager
-def _open_sound(source: Path) -> Iterator[tuple[Any, Any]]:
+def _open_sound(source: Path, beat: Callable[[], None]) -> Iterator[tuple[Any, Any]]:
     """Open a file and find its default audio stream, or the first one, or None."""
-    with av.open(f"file:{source}", metadata_errors="ignore") as container:
+    with open_container(source, beat) as container:
         streams = [stream for stream in container.streams.audio if stream.codec_context is not None]
         chosen = [stream for stream in streams if stream.disposition & Disposition.default] or streams
         yield container, chosen[0] if chosen else None
 
 
-def _find_zero(source: Path, stream: Any) -> Fraction:
+def _find_zero(source: Path, stream: Any, beat: Callable[[], None]) -> Fraction:
     """Time stamp of the first picture; of a file without pictures, of the sound itself."""
     try:
-        start = find_start(source)
+        start = find_start(source, beat)
     except InputError:
         start = None
     if start is None and stream.start_time is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sized
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -16,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
+from ..settings import MAX_FPS, MIN_FPS
 from ..types import U8
 from .animated_webp import is_animated_webp, probe_webp, read_webp_frames, read_webp_stamps
 from .containers import probe_file, read_frames, read_stamps
@@ -26,7 +28,6 @@ from .time_stamps import Stamps, time_frames
 
 DEFAULT_FPS = 24.0
 """Frame rate of an iterable whose caller gave none: the rate at which `frame_step` uses every `stride`-th frame."""
-MAX_FPS = 1000.0
 
 VideoSource: TypeAlias = "str | os.PathLike[str] | NDArray[np.uint8] | Iterable[ImageSource]"
 """The path of a video file or of a folder of pictures, a uint8 array [frames, height, width, 3], or any iterable of
@@ -72,6 +73,7 @@ class Video:
 
         Raises:
             InputError: a frame has another size than the first one or is no image; a generator was used up before.
+            Cancelled: the event that `open_video` was given is set.
 
         Warns:
             InputWarning: the file ends early or is damaged; what can be decoded is used.
@@ -141,31 +143,35 @@ def frame_step(stride: int, source_fps: float) -> int:
     return stride * max(1, int(source_fps / 24))
 
 
-def open_video(source: VideoSource, fps: float | None = None) -> Video:
+def open_video(source: VideoSource, fps: float | None = None, *, cancel: threading.Event | None = None) -> Video:
     """Open a video and look at its first frame.
 
-    Files: any container and codec of FFmpeg's, and animated WebP. The rotation and mirroring that a phone notes in the
-    file are applied; non-square pixels are taken as they are stored. Folders: their pictures in natural order (frame2
+    Files: mp4, mov, mkv, webm, avi, ts, mpg, flv, wmv, ogg, gif and a few rarer containers, with any codec of FFmpeg's,
+    and animated WebP. Their contents decide, not their names; what leads to other files or addresses, as playlists do,
+    is refused. The rotation and mirroring that a phone notes in the file are applied, and frames of non-square pixels
+    are scaled up, in width or height, to square ones. Folders: their pictures in natural order (frame2
     before frame10), hidden and other files left out. Folders and iterables: frames are read by `read_image`; only those
     in use are converted and compared in size.
 
     Args:
         source: path of a file or folder; uint8 array [frames, height, width, 3] RGB; or iterable of paths, uint8 arrays
             or PIL images.
-        fps: frame rate of the source, 0 < fps <= 1000; the time stamps of a file are ignored then. None takes the
-            average rate that the file states, and 24 for a folder or iterable.
+        fps: frame rate of the source, 0.01 to 1000; the time stamps of a file are ignored then. None takes the average
+            rate that the file states, and 24 for a folder or iterable.
+        cancel: set it from another thread to end the reading of a file within a second, now and later.
 
     Raises:
         InputError: there is no such file, it holds no video, not one frame can be decoded, its frames have more than
-            2**28 pixels, the folder holds no picture, or the iterable is empty.
+            2**25 pixels, the folder holds no picture, or the iterable is empty.
+        Cancelled: `cancel` was set.
 
     Warns:
-        InputWarning: the file states no usable frame rate.
+        InputWarning: the file states no usable frame rate, or pixels of a shape that cannot be true.
     """
     if fps is not None:
         fps = _check_fps(fps)
     if isinstance(source, (str, os.PathLike)):
-        return _open_file(source, fps)
+        return _open_file(source, fps, cancel)
     if isinstance(source, np.ndarray):
         _check_stack(source)
     elif isinstance(source, (bytes, dict, PilImage)) or not isinstance(source, Iterable):
@@ -181,28 +187,28 @@ def _check_fps(fps: float) -> float:
         value = float(fps)
     except (TypeError, ValueError):
         value = math.nan
-    if not 0 < value <= MAX_FPS:
-        raise InputError(f"the video's fps is {fps!r}; it must be above 0 and at most {MAX_FPS:g}")
+    if not MIN_FPS <= value <= MAX_FPS:
+        raise InputError(f"the video's fps is {fps!r}; it must lie in {MIN_FPS:g}..{MAX_FPS:g}")
     return value
 
 
-def _open_file(source: str | os.PathLike[str], fps: float | None) -> Video:
+def _open_file(source: str | os.PathLike[str], fps: float | None, cancel: threading.Event | None) -> Video:
     path = find_file(source, "video", allow_folder=True)
     if path.is_dir():
         return _open_folder(path, fps or DEFAULT_FPS)
     probe, read, stamps = probe_file, read_frames, read_stamps
     if is_animated_webp(path):
         probe, read, stamps = probe_webp, read_webp_frames, read_webp_stamps
-    first = probe(path, measure_rate=fps is None)
+    first = probe(path, fps is None, cancel)
     return Video(
         str(path),
         fps or first.fps or DEFAULT_FPS,
         first.width,
         first.height,
-        lambda step: read(path, step),
+        lambda step: read(path, step, cancel),
         first.frame_count,
         path,
-        (lambda: stamps(path)) if fps is None else None,
+        (lambda: stamps(path, cancel)) if fps is None else None,
         lambda: digest_file(path),
     )
 

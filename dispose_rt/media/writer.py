@@ -20,15 +20,16 @@ import av
 import numpy as np
 
 from ..errors import InputError, InputWarning, OutputError
-from ..system.files import atomic_write, remove_leftovers
+from ..settings import MAX_FPS, MIN_FPS
+from ..system.files import atomic_write, real_path, remove_leftovers
 from ..types import U8
 from .encoders import FORMATS, TICKS_PER_S, add_stream, container_options, encode, pad_to_even
 from .gif import write_gif
 from .inputs import find_file
-from .outputs import check_output_path, explain_failure
+from .interruptible import Stopped
+from .outputs import check_output_path, explain_failure, is_same_file
 from .sound import Sound, has_sound
 
-MAX_FPS = 1000.0
 QUEUED_FRAMES = 16
 """Frames that may wait for the encoder, so that it never holds up a chunk of the decoder's nor hoards memory."""
 _SOUND_LAG_S = Fraction(1, 2)  # behind the pictures, so that nothing is encoded beyond their end
@@ -49,16 +50,18 @@ class VideoWriter:
 
     Args:
         path: mp4, m4v, mov, mkv, webm or gif file.
-        fps: frames per second, 0 < fps <= 1000; the nearest fraction with a denominator up to 1001 is stored. With
+        fps: frames per second, 0.01 to 1000; the nearest fraction with a denominator up to 1001 is stored. With
             uneven times it is the average, and tells how long the last frame is shown.
         width, height: size of every frame in pixels. An odd size is padded by its last row or column (a gif's is not).
         audio: file whose sound goes into the output: its default audio stream, or the first one. The time stamp of the
             file's first picture is the output's time 0, and the sound ends with the output's last picture. None, or a
             file without sound, makes a silent video.
+        cancel: set it from another thread to end the reading of `audio`.
 
     Raises:
         OutputError: the path cannot be written.
-        InputError: a number is out of range, or there is no file `audio`.
+        InputError: a number is out of range, there is no file `audio`, or it is the output itself.
+        Cancelled: `cancel` was set while the sound was read.
 
     Warns:
         InputWarning: the sound is damaged, and left out as far as it is.
@@ -71,14 +74,19 @@ class VideoWriter:
         width: int,
         height: int,
         audio: str | os.PathLike[str] | None = None,
+        *,
+        cancel: threading.Event | None = None,
     ) -> None:
-        if not 0 < fps <= MAX_FPS or not math.isfinite(fps):
-            raise InputError(f"fps of the output is {fps}; it must be above 0 and at most {MAX_FPS:g}")
+        if not MIN_FPS <= fps <= MAX_FPS:
+            raise InputError(f"fps of the output is {fps}; it must lie in {MIN_FPS:g}..{MAX_FPS:g}")
         if width < 1 or height < 1:
             raise InputError(f"the output has {width} x {height} pixels; both must be at least 1")
         self.path = check_output_path(path)
         self._suffix = self.path.suffix.lower()
         self._audio = None if audio is None else find_file(audio, "video")
+        if self._audio is not None and is_same_file(self.path, self._audio):
+            raise InputError(f"the output {self.path} is the source of the sound itself; give it another name")
+        self._cancel = cancel
         self._shape = (height, width, 3)
         self._rate = Fraction(fps).limit_denominator(1001)
         self._part = ""
@@ -96,11 +104,12 @@ class VideoWriter:
         if self._audio is not None and self._suffix == ".gif":
             _log.info("%s gets no sound: a gif has none", self.path)
             self._audio = None
-        if self._audio is not None and not has_sound(self._audio):
+        if self._audio is not None and not has_sound(self._audio, self._cancel):
             self._audio = None
         try:
-            remove_leftovers(self.path.parent, self.path.name)
-            self._part = self._closing.enter_context(atomic_write(self.path, durable=True)).name
+            target = real_path(self.path)  # a link stays, and the file behind it is replaced
+            remove_leftovers(target.parent, target.name)
+            self._part = self._closing.enter_context(atomic_write(target, durable=True)).name
         except OSError as error:
             raise OutputError(explain_failure(self.path, error)) from error
         self._closing.callback(self._stop)
@@ -212,7 +221,7 @@ class VideoWriter:
             stream = add_stream(container, self._suffix, self._rate, self._shape, is_uneven)
             sound = None
             if self._audio is not None:
-                sound = stack.enter_context(closing(Sound(self._audio, container, self._suffix)))
+                sound = stack.enter_context(closing(Sound(self._audio, container, self._suffix, self._beat)))
             for packet, time_s in encode(stream, chain(head, frames), self._rate):
                 if self._abandoned.is_set():
                     return
@@ -223,6 +232,11 @@ class VideoWriter:
                 last_s = (self._written - 1) / self._rate if self._last_s is None else self._last_s
                 sound.finish(last_s + 1 / self._rate)
                 self._sound_problem = sound.problem
+
+    def _beat(self) -> None:
+        """End the reading of sound for an output that nobody wants any more."""
+        if self._abandoned.is_set():
+            raise Stopped
 
 
 class FrameSink(Protocol):
@@ -240,6 +254,8 @@ def open_writer(
     width: int,
     height: int,
     audio: str | os.PathLike[str] | None = None,
+    *,
+    cancel: threading.Event | None = None,
 ) -> Iterator[FrameSink]:
     """Open a `VideoWriter` where there is a path, and throw frames away where there is none.
 
@@ -249,6 +265,7 @@ def open_writer(
         width: see `VideoWriter`.
         height: see `VideoWriter`.
         audio: see `VideoWriter`.
+        cancel: see `VideoWriter`.
 
     Yields:
         A function that takes the next frame, and its time where times are uneven.
@@ -259,7 +276,7 @@ def open_writer(
     if path is None:
         yield lambda frame, time_s=None: None
         return
-    with VideoWriter(path, fps, width, height, audio) as writer:
+    with VideoWriter(path, fps, width, height, audio, cancel=cancel) as writer:
         yield writer.write
 
 
@@ -275,7 +292,7 @@ def write_video(
     Args:
         path: mp4, m4v, mov, mkv, webm or gif file.
         frames: uint8 arrays [height, width, 3] in RGB, at least one, all of one size.
-        fps: frames per second, 0 < fps <= 1000.
+        fps: frames per second, 0.01 to 1000.
         audio: file whose sound goes into the output.
         times_s: when each frame is shown, seconds, ascending; None shows them evenly.
 

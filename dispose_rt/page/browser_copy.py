@@ -5,10 +5,9 @@ from __future__ import annotations
 import threading
 from pathlib import Path
 
-import av
-
 from .. import media
-from ..errors import Cancelled
+from ..errors import Cancelled, InputError
+from ..media.containers import find_codec
 
 _PLAYABLE = {
     ".mp4": {"h264", "av1", "vp9"},
@@ -51,8 +50,7 @@ def is_playable(source: Path) -> bool:
     if codecs is None:
         return False
     try:
-        with av.open(f"file:{source}") as container:  # see `media.containers`: names may hold colons
-            context = container.streams.video[0].codec_context
-            return context.codec.canonical_name in codecs and context.pix_fmt in _PLAYABLE_FORMATS
-    except (av.FFmpegError, IndexError, OSError):
+        codec, pixel_format = find_codec(source)
+    except InputError:
         return False
+    return codec in codecs and pixel_format in _PLAYABLE_FORMATS

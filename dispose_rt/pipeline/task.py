@@ -91,9 +91,10 @@ def make_task(
     manifest = directories.pick(image.shape[1], image.shape[0])
     if output is not None:
         media.check_output_path(output)
+        media.protect_inputs(output, reference=ref, video=video)
     check_overlap(chosen.overlap_in(manifest.sizes.tile), manifest.sizes.tile)
     check_chunk(chosen.decode_chunk, manifest.sizes.chunk)
-    film = media.open_video(video)
+    film = media.open_video(video, cancel=cancel)
     _LOG.info("engines of %s for a photo of %d x %d pixels", manifest.folder, image.shape[1], image.shape[0])
     _LOG.debug("%s: %d x %d pixels, %g fps; %s", film.name, film.width, film.height, film.fps, chosen)
     draws = noise or seeded_noise(chosen.seed)

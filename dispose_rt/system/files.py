@@ -6,6 +6,7 @@ import os
 import re
 import secrets
 import shutil
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -34,6 +35,8 @@ def atomic_write(target: Path, *, durable: bool = False) -> Iterator[BinaryIO]:
     followed) and locked while it is written. It is renamed when the `with` block ends, and removed when the block
     raises, whatever it raises. Only a killed process leaves it behind; see `remove_leftovers`.
 
+    A file that was there before hands on its permissions. A link is replaced itself; see `real_path`.
+
     Args:
         target: path of the file. Its folder must exist.
         durable: whether the data must reach the disk before the name does. It costs a disk access, and is for files
@@ -51,6 +54,7 @@ def atomic_write(target: Path, *, durable: bool = False) -> Iterator[BinaryIO]:
             _try_lock(file.fileno())
             yield file
             file.flush()
+            _keep_mode(target, file.fileno())
             if durable:
                 os.fsync(file.fileno())
             file.close()  # Windows renames no open file
@@ -61,6 +65,23 @@ def atomic_write(target: Path, *, durable: bool = False) -> Iterator[BinaryIO]:
             with suppress(OSError):
                 part.unlink(missing_ok=True)
             raise
+
+
+def real_path(target: Path) -> Path:
+    """The file behind a link, whether or not it is there; any other path as it is.
+
+    For files that a user named: what is written to a link is meant for the file behind it. In folders that others may
+    have filled, links are replaced instead, so that they lead nowhere else.
+    """
+    return Path(os.path.realpath(target)) if target.is_symlink() else target
+
+
+def _keep_mode(target: Path, descriptor: int) -> None:
+    """Give a new file the permissions of the one that it replaces."""
+    with suppress(OSError, AttributeError):  # none is there; or Windows, where files have no such permissions
+        before = target.lstat()
+        if stat.S_ISREG(before.st_mode):
+            os.fchmod(descriptor, stat.S_IMODE(before.st_mode))
 
 
 def save_bytes(target: Path, data: bytes) -> Path:
@@ -97,9 +118,10 @@ def remove_leftovers(folder: Path, name: str | None = None) -> None:
     """
     for entry in os.scandir(folder):
         found = _PART.fullmatch(entry.name)
-        if found and (name is None or found[1] == name[:_STEM_CHARACTERS]):
+        if found and (name is None or found[1] == name[:_STEM_CHARACTERS]) and entry.is_file(follow_symlinks=False):
             with suppress(OSError):  # another user's, or another process was faster
-                if time.time() - entry.stat().st_mtime > STALE_AFTER_S and _is_unlocked(entry.path):
+                status = entry.stat(follow_symlinks=False)
+                if time.time() - status.st_mtime > STALE_AFTER_S and _is_unlocked(entry.path):
                     Path(entry.path).unlink()
 
 
@@ -115,7 +137,7 @@ def _try_lock(descriptor: int) -> bool:
 
 
 def _is_unlocked(path: str) -> bool:
-    descriptor = os.open(path, os.O_RDWR)
+    descriptor = os.open(path, os.O_RDWR | getattr(os, "O_NOFOLLOW", 0))
     try:
         return _try_lock(descriptor)
     finally:

@@ -417,6 +417,12 @@ def test_an_earlier_run_is_replaced_and_other_files_stay(tmp_path: Path) -> None
 
 
 def test_somebody_else_s_page_is_left_alone(tmp_path: Path) -> None:
+    mine = tmp_path / "mine" / "pictures" / "driving_000001.png"
+    mine.parent.mkdir(parents=True)
+    mine.write_bytes(b"mine")
+    with pytest.raises(OutputError, match=r"driving_000001\.png is no debug picture of ours"):
+        DebugPictures(tmp_path / "mine")
+    assert mine.read_bytes() == b"mine"
     page = tmp_path / "index.html"
     page.write_text("<html>my site</html>")
     with pytest.raises(OutputError, match="not a page of debug pictures"):

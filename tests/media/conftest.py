@@ -63,6 +63,7 @@ def make_clip(tmp_path: Path) -> ClipMaker:
         rotation: tuple[Any, ...] | None = None,
         muxer: dict[str, str] | None = None,
         options: dict[str, str] | None = None,
+        aspect: Fraction | None = None,
     ) -> Path:
         path = tmp_path / name
         with av.open(str(path), "w", options=muxer or {}) as container:
@@ -71,6 +72,8 @@ def make_clip(tmp_path: Path) -> ClipMaker:
             stream.pix_fmt = {"ffv1": "bgr0", "mjpeg": "yuvj420p"}.get(codec, "yuv420p")
             tick = Fraction(1, 1000) if times_ms is not None else 1 / Fraction(rate)
             stream.codec_context.time_base = tick
+            if aspect is not None:
+                stream.codec_context.sample_aspect_ratio = aspect
             if rotation is not None:
                 stream.set_display_rotation(*rotation)
             for number, pixels in enumerate(frames):

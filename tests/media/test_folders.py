@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ import pytest
 from PIL import Image, ImageSequence
 
 from dispose_rt.errors import InputError
-from dispose_rt.media import folders, images, open_video, read_image
+from dispose_rt.media import folders, open_video, read_image
 
 from .conftest import ClipMaker, noise_frames, numbered_frames
 
@@ -173,18 +174,26 @@ def test_gif_frames_are_those_that_pillow_shows(tmp_path: Path) -> None:
 
 def test_a_huge_video_is_refused_before_it_is_decoded(make_clip: ClipMaker, monkeypatch: pytest.MonkeyPatch) -> None:
     clip = make_clip("huge.mp4", noise_frames(2))
-    monkeypatch.setattr("dispose_rt.media.containers.MAX_PIXELS", 96 * 64 - 1)
+    monkeypatch.setattr("dispose_rt.media.accepted.MAX_PIXELS", 96 * 64 - 1)
     monkeypatch.setattr("dispose_rt.media.containers._decode", lambda *_: pytest.fail("something was decoded"))
     with pytest.raises(InputError, match=r"frames of 96 x 64 pixels, more than the 6143.*scale it down"):
         open_video(clip)
 
 
-def test_a_huge_webp_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bomb_is_refused_by_its_header(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pictures = [Image.fromarray(frame) for frame in noise_frames(2)]
     pictures[0].save(tmp_path / "a.webp", save_all=True, append_images=pictures[1:])
-    monkeypatch.setattr(images, "MAX_PIXELS", 96 * 64 - 1)
-    with pytest.raises(InputError, match="96 x 64 pixels, more than"):
-        open_video(tmp_path / "a.webp")
+    data = bytearray((tmp_path / "a.webp").read_bytes())
+    data[24:30] = (4095).to_bytes(3, "little") * 2  # width and height of the canvas, less one
+    (tmp_path / "a.webp").write_bytes(data)
+    (tmp_path / "a.gif").write_bytes(b"GIF89a\xff\x7f\xff\x7f" + bytes(30))
+    for decoder in ("animated_webp.open_picture", "accepted.av"):
+        monkeypatch.setattr(f"dispose_rt.media.{decoder}", SimpleNamespace())
+    for name, size in [("a.webp", 4096), ("a.gif", 32767)]:
+        with pytest.raises(
+            InputError, match=rf"frames of {size} x {size} pixels, more than the \d+ .*that are accepted.*down"
+        ):
+            open_video(tmp_path / name)
 
 
 # --- digests ---

@@ -18,9 +18,12 @@ from typing import Any
 import av
 import numpy as np
 import pytest
+from PIL import Image
 
-from dispose_rt.errors import OutputError
+from dispose_rt.errors import InputError, OutputError
 from dispose_rt.media import SUFFIXES, VideoWriter, check_output_path, gif, open_video, outputs, write_video, writer
+from dispose_rt.pipeline.task import make_task
+from tests.every import every_item
 
 from .conftest import noise_frames, numbered_frames
 
@@ -168,6 +171,54 @@ def test_what_only_looks_like_a_part_file_stays(tmp_path: Path) -> None:
     (tmp_path / ".out.mp4.00000000.part").write_bytes(b"x")  # a minute has not passed
     write_video(tmp_path / "out.mp4", numbered_frames(1), 24)
     assert left_in(tmp_path) == sorted([*names, ".out.mp4.00000000.part", "out.mp4"])
+
+
+def test_permissions_and_links_stay(tmp_path: Path) -> None:
+    """A private file stays private; what is written to a link goes to the file behind it."""
+    folder = tmp_path / "elsewhere"
+    folder.mkdir()
+    private, link, broken = folder / "out.mp4", tmp_path / "link.mp4", tmp_path / "broken.gif"
+    private.write_bytes(b"older")
+    private.chmod(0o600)
+    link.symlink_to(private)
+    broken.symlink_to(folder / "new.gif")
+    for path in (link, broken):
+        write_video(path, numbered_frames(2), 24)
+        assert path.is_symlink()
+        assert len(list(open_video(path).frames())) == 2
+    assert private.stat().st_mode & 0o777 == 0o600
+    assert left_in(folder) == ["new.gif", "out.mp4"]
+    write_video(private, numbered_frames(3), 24)
+    assert private.stat().st_mode & 0o777 == 0o600
+    (tmp_path / "lost.mp4").symlink_to(tmp_path / "no" / "out.mp4")
+    with pytest.raises(OutputError, match=r"the folder .*no does not exist; create it: mkdir -p .*no"):
+        check_output_path(tmp_path / "lost.mp4")
+
+
+def test_an_input_is_never_replaced(tmp_path: Path) -> None:
+    """By `Animator.run` as little as by the command line; whatever the input is called, and however it is passed."""
+    clip = write_video(tmp_path / "mine.mp4", numbered_frames(2), 24)
+    picture = tmp_path / "mine.gif"
+    Image.fromarray(numbered_frames(1)[0]).save(picture)
+    (tmp_path / "link.mp4").symlink_to(clip)
+    (tmp_path / "hard.mp4").hardlink_to(clip)
+    (tmp_path / "frames").mkdir()
+    pick: Any = SimpleNamespace(pick=lambda width, height: None)
+    frame = numbered_frames(1)[0]
+    cases: list[tuple[Path, Any, Any, str]] = [
+        *[(tmp_path / name, frame, clip, "is the video itself") for name in ("mine.mp4", "link.mp4", "hard.mp4")],
+        (picture, picture, clip, "is the reference itself"),
+        (picture, Image.open(picture), clip, "is the reference itself"),
+        (picture, frame, [picture, picture], "is the video itself"),
+        (tmp_path / "frames" / "new.mp4", frame, tmp_path / "frames", "lies among the pictures of the video"),
+    ]
+    with every_item() as every:
+        for output, ref, video, message in cases:
+            with every(output.name, message), pytest.raises(InputError, match=message):
+                make_task(pick, ref, video, {}, None, output, False, None, None)
+    with pytest.raises(InputError, match="is the source of the sound itself"):
+        VideoWriter(tmp_path / "link.mp4", 24, 96, 64, clip)
+    assert len(list(open_video(clip).frames())) == 2
 
 
 def test_a_long_name(tmp_path: Path) -> None:

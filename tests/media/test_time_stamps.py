@@ -99,6 +99,22 @@ def test_the_number_of_frames_to_expect(make_clip: ClipMaker, name: str, codec: 
     assert video.path is not None
 
 
+def test_starts_gaps_and_impossible_rates_are_no_frames(make_clip: ClipMaker, tmp_path: Path) -> None:
+    """A late start and a gap do not count as frames; a rate that cannot be written is none."""
+    hour = 3_600_000
+    for stamps in ([100 * hour + 40 * number for number in range(5)], [0, 40, 80, 120, 30 * hour]):
+        for name in ("late.mkv", "late.webm"):
+            clip = make_clip(name, numbered_frames(5), 25, "libvpx" if name == "late.webm" else "libx264", stamps)
+            assert open_video(clip).frame_count == 5
+    data = bytearray(make_clip("a.avi", numbered_frames(5), 25, "mpeg4").read_bytes())
+    at = data.index(b"strh") + 28
+    data[at : at + 8] = (2**31 - 1).to_bytes(4, "little") + (1).to_bytes(4, "little")
+    (tmp_path / "slow.avi").write_bytes(data)
+    with pytest.warns(InputWarning, match="states no usable frame rate; 24 is assumed"):
+        video = open_video(tmp_path / "slow.avi")
+    assert (video.fps, video.frame_count) == (24, 5)
+
+
 def row(*stamps: float | None) -> list[tuple[int, Fraction | None, int]]:
     return [(n, None if s is None else Fraction(s).limit_denominator(1000), n) for n, s in enumerate(stamps)]
 

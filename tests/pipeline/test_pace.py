@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from dispose_rt import media
-from dispose_rt.errors import InputWarning
+from dispose_rt.errors import InputError, InputWarning
 from dispose_rt.media import write_video
 from dispose_rt.pipeline import pace
 from dispose_rt.pipeline.pace import Pace, find_audio
@@ -27,12 +27,15 @@ def test_the_pace_follows_from_the_source_and_the_settings(tmp_path: Path) -> No
     assert Pace.of(slow, Settings(stride=2)) == Pace(2, 15, 15, False)
     assert Pace.of(slow, Settings(stride=3, fps=7.5)) == Pace(3, 10, 7.5, True)
     assert Pace.of(fast, Settings(stride=2)) == Pace(4, 15, 15, False)
+    with pytest.raises(InputError, match=r"would have 0\.005 frames per second.*smaller stride"):
+        Pace.of(slow, Settings(stride=6000))
+    assert Pace.of(slow, Settings(stride=6000, fps=1)).fps == 1
 
 
 @pytest.mark.parametrize(("fps", "kept"), [(None, True), (15, True), (15.0001, True), (15.1, False), (30, False)])
 def test_the_sound_stays_where_the_speed_stays(tmp_path: Path, fps: float | None, kept: bool) -> None:
     video = film(tmp_path)
-    with patch.object(pace, "has_sound", lambda path: True), warnings.catch_warnings(record=True) as caught:
+    with patch.object(pace, "has_sound", lambda path, cancel: True), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         found = find_audio(video, Pace.of(video, Settings(fps=fps)), warn=True)
         assert find_audio(video, Pace.of(video, Settings(fps=fps)), warn=False) == found
