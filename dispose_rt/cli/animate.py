@@ -145,8 +145,10 @@ def run(options: argparse.Namespace, console: Console, stop: StopSignals) -> int
     timings: Mapping[str, float] = {}
     failure: BaseException | None = None
     try:
-        animator = Animator(options.engines, device=options.device, pose_cache=poses, trust=options.trust)
-        with animator, stop.gently() as cancel:
+        with (
+            Animator(options.engines, device=options.device, pose_cache=poses, trust=options.trust) as animator,
+            stop.gently() as cancel,
+        ):
             animation = animator.run(
                 reference,
                 options.video,
