@@ -1,7 +1,8 @@
 """The web page of `dispose-rt page`: a picture and a video in, the animation beside its driving video out.
 
-`desk` runs one animation at a time and knows nothing of web pages; `fields`, `fragments` and `layout` are what a user
-sees; `server` serves it. Gradio is imported by `layout` and `server` when a page is built, and by nothing else.
+`jobs` runs the animations and knows nothing of web pages; `fields`, `fragments` and `layout` are what a user sees;
+`guard` decides which requests reach Gradio, with `access`, `uploads` and `bounds`; `server` serves it. Gradio is
+imported by `layout` and `server` when a page is built, and by nothing else.
 """
 
 from __future__ import annotations
