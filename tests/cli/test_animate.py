@@ -102,7 +102,7 @@ BAD_VALUES: list[tuple[list[str], str]] = [
     (["--overlap", "-1"], "overlap is -1; it must lie in"),
     (["--stride", "0"], "stride is 0; it must lie in"),
     (["--seed", "-1"], "seed is -1; it must lie in"),
-    (["--fps", "0"], "fps is 0.0; it must be above 0"),
+    (["--fps", "0"], "fps is 0.0; it must lie in 0.01..1000"),
     (["--fps", "inf"], "fps is inf; it must be"),
     (["--noise-aug-strength", "2"], "noise_aug_strength is 2.0; it must lie in 0.0..1.0"),
     (["--motion-bucket-id", "5000"], "motion_bucket_id is 5000; it must lie in 0..1023"),
