@@ -26,6 +26,7 @@ NEEDED = {
     "av": "av",
     "onnxruntime": "onnxruntime",
     "PIL": "pillow",
+    "simplejpeg": "simplejpeg",
     "tqdm": "tqdm",
     "cryptography": "cryptography",
 }

@@ -199,7 +199,7 @@ def test_an_input_is_never_replaced(tmp_path: Path) -> None:
     """By `Animator.run` as little as by the command line; whatever the input is called, and however it is passed."""
     clip = write_video(tmp_path / "mine.mp4", numbered_frames(2), 24)
     picture = tmp_path / "mine.gif"
-    Image.fromarray(numbered_frames(1)[0]).save(picture)
+    Image.fromarray(numbered_frames(1)[0]).save(picture, "PNG")  # the suffix of a video, content of a picture
     (tmp_path / "link.mp4").symlink_to(clip)
     (tmp_path / "hard.mp4").hardlink_to(clip)
     (tmp_path / "frames").mkdir()
