@@ -79,8 +79,9 @@ class Animator:
             raise InputError(f"engine_dir is {engine_dir!r}; pass the path of a directory of engines")
         self.engine_dir, self.device = Path(engine_dir), device
         self._queue = RunQueue(when_busy)
-        self._pose_cache = PoseCache(pose_cache) if pose_cache is not None else None
-        self._directories = EngineDirectories(self.engine_dir, device, trust=trust)
+        # absolute: the process may change its folder before the first run
+        self._pose_cache = PoseCache(Path(pose_cache).absolute()) if pose_cache is not None else None
+        self._directories = EngineDirectories(self.engine_dir.absolute(), device, trust=trust)
         self._engines: dict[Path, Engines] = {}
 
     def __repr__(self) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import shutil
 import tempfile
 import threading
@@ -50,8 +51,8 @@ def import_torch(version: str = "") -> Any:
     except (ImportError, OSError) as error:  # OSError: one of its libraries cannot be loaded
         wanted = f"torch=={version.partition('+')[0]}" if version else "torch"
         raise EngineError(
-            f"engines of AOTInductor need torch, which cannot be imported: {error}. Install it: pip install '{wanted}' "
-            "(where engines run on the CPU alone, add --index-url https://download.pytorch.org/whl/cpu)"
+            f"engines of AOTInductor need torch, which cannot be imported: {error}. Install it: "
+            f"pip install {shlex.quote(wanted)} (where engines run on the CPU alone, add --index-url https://download.pytorch.org/whl/cpu)"
         ) from error
     return torch
 
@@ -145,7 +146,7 @@ def _check_fit(path: Path, label: PackageLabel, target: str, torch_version: str)
     if ours != theirs:
         raise EngineError(
             f"{path} was compiled by torch {theirs}, installed is {ours}, and packages run in their own version only: "
-            f"pip install 'torch=={theirs}', or build the engines again"
+            f"pip install {shlex.quote(f'torch=={theirs}')}, or build the engines again"
         )
     missing = sorted(set(label.cpu_features) - set(cpu_features())) if cpu_features() else []
     if label.machine != this_machine() or missing:
