@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -128,7 +127,7 @@ def _software_problems(manifest: Manifest, host: Host) -> Iterator[Problem]:
     if built is None:
         yield Problem(f"it does not say which version of {recorded} built it", f"To know it, {again}")
         return
-    install = f"pip install {shlex.quote(f'{_PACKAGES[backend]}=={_public(built)}')}"
+    install = f"pip install '{_PACKAGES[backend]}=={_public(built)}'"
     if backend in FLAVOURS:
         try:
             installed = host.tensorrt_version(backend)

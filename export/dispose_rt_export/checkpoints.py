@@ -21,7 +21,8 @@ from dispose_rt.engines.manifest import Stamp, sha256_of, stamp_of
 from dispose_rt.errors import CheckpointError
 from dispose_rt.system.json_reader import read_json
 
-from .weight_files import Tensors, download_again, find_impostor, first_line, read_headers, read_tensors
+from .weight_files import Tensors as Tensors  # noqa: PLC0414 - the builders of networks take it from here
+from .weight_files import download_again, find_impostor, first_line, read_headers, read_tensors
 
 Config: TypeAlias = Mapping[str, Any]
 

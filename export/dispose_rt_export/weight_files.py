@@ -204,7 +204,7 @@ def _check_storages(pickled: bytes, sizes: Mapping[str, int]) -> None:
 class _Inert(dict[Any, Any]):
     """Stands for every object of a pickle: accepts what unpickling does with an object, and ignores it."""
 
-    __hash__ = object.__hash__
+    __hash__ = object.__hash__  # type: ignore[assignment]  # keys of dictionaries and items of sets, too
 
     def __init__(self, *_: Any, **__: Any) -> None:
         super().__init__()

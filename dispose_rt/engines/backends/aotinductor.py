@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shlex
+import re
 import shutil
 import tempfile
 import threading
@@ -51,10 +51,13 @@ def import_torch(version: str = "") -> Any:
     except (ImportError, OSError) as error:  # OSError: one of its libraries cannot be loaded
         wanted = f"torch=={version.partition('+')[0]}" if version else "torch"
         raise EngineError(
-            f"engines of AOTInductor need torch, which cannot be imported: {error}. Install it: "
-            f"pip install {shlex.quote(wanted)} (where engines run on the CPU alone, add --index-url https://download.pytorch.org/whl/cpu)"
+            f"engines of AOTInductor need torch, which cannot be imported: {error}. Install it: pip install '{wanted}' "
+            "(where engines run on the CPU alone, add --index-url https://download.pytorch.org/whl/cpu)"
         ) from error
     return torch
+
+
+_VERSION = re.compile(r"[0-9][0-9A-Za-z_.+!-]{0,63}")
 
 
 class LoadedPackage:
@@ -142,11 +145,13 @@ def _target_of(torch: Any, device: torch.device) -> str:
 def _check_fit(path: Path, label: PackageLabel, target: str, torch_version: str) -> None:
     if label.target != target:
         raise DeviceError(f"{path} was compiled for {label.target}, this device is {target}: build it for {target}")
+    if not _VERSION.fullmatch(label.torch):  # it gets into a command
+        raise EngineError(f"{path} was compiled by torch {label.torch!a:.60}, which is no version: build it again")
     ours, theirs = (version.partition("+")[0] for version in (torch_version, label.torch))
     if ours != theirs:
         raise EngineError(
             f"{path} was compiled by torch {theirs}, installed is {ours}, and packages run in their own version only: "
-            f"pip install {shlex.quote(f'torch=={theirs}')}, or build the engines again"
+            f"pip install 'torch=={theirs}', or build the engines again"
         )
     missing = sorted(set(label.cpu_features) - set(cpu_features())) if cpu_features() else []
     if label.machine != this_machine() or missing:

@@ -214,7 +214,8 @@ def checksum_values(module: nn.Module) -> int:
     """Return the CRC-32 of all parameters and buffers, by which two steps know that they read the same."""
     checksum = 0
     for tensor in (*module.parameters(), *module.buffers()):
-        checksum = zlib.crc32(tensor.detach().contiguous().flatten().view(torch.uint8).numpy(), checksum)
+        values: Any = tensor.detach().contiguous().flatten().view(torch.uint8).numpy()
+        checksum = zlib.crc32(values, checksum)
     return checksum
 
 
