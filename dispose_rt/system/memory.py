@@ -12,7 +12,7 @@ from .control_groups import group_folders, read_text
 _UNLIMITED_BYTES = 1 << 60
 """Version 1 of control groups says "no limit" by a number as large as that, or larger."""
 _NO_MEMORY = re.compile(
-    r"bad_?alloc|(?:failed to|cannot|can't) allocate|out of memory|insufficient memory|failed to map segment", re.I
+    r"bad[_ ]?alloc|(?:failed to|cannot|can't) allocate|out of memory|insufficient memory|failed to map segment", re.I
 )
 """Words of C++, ONNX Runtime, OpenCV and the dynamic linker, whose errors have no type of their own."""
 
