@@ -79,8 +79,9 @@ class Animator:
             raise InputError(f"engine_dir is {engine_dir!r}; pass the path of a directory of engines")
         self.engine_dir, self.device = Path(engine_dir), device
         self._queue = RunQueue(when_busy)
-        self._pose_cache = PoseCache(pose_cache) if pose_cache is not None else None
-        self._directories = EngineDirectories(self.engine_dir, device, trust=trust)
+        # absolute: the process may change its folder before the first run
+        self._pose_cache = PoseCache(Path(pose_cache).absolute()) if pose_cache is not None else None
+        self._directories = EngineDirectories(self.engine_dir.absolute(), device, trust=trust)
         self._engines: dict[Path, Engines] = {}
 
     def __repr__(self) -> str:
@@ -186,6 +187,7 @@ class Animator:
             InputWarning: something about the input was worked around, or the sound is left out since `fps` changes the
                 speed.
         """
+        _check_progress(progress)
         if not keep_frames and output is None:
             raise InputError(
                 "with keep_frames=False and no output the result would be lost; pass an output, or keep it"
@@ -245,6 +247,7 @@ class Animator:
         Raises:
             As `run` does: InputError by the call for what can be checked at once, all else while frames are read.
         """
+        _check_progress(progress)
         self._queue.check_open()
         task = make_task(self._directories, ref, video, settings, noise, None, progress, cancel, observer)
         return self._frames(task)
@@ -276,3 +279,8 @@ class Animator:
                     turn.paused = True
                     yield frame
                     self._queue.resume(turn)
+
+
+def _check_progress(progress: object) -> None:
+    if not (progress is None or isinstance(progress, bool) or callable(progress)):
+        raise InputError(f"progress is {progress!r}; pass True, False, or a function of stage, done and total")

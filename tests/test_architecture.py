@@ -40,7 +40,7 @@ FLAT_MODULES = 9
 HEAVY = {"torch", "diffusers", "transformers", "onnx", "onnxscript", "safetensors"}
 EXPORTER_MAY_USE = (
     *("__version__", "contract", "errors", "puppet", "system"),
-    *("engines.backends", "engines.manifest", "engines.signature", "engines.trust"),
+    *("engines.backends", "engines.manifest", "engines.onnx_file", "engines.signature", "engines.trust"),
 )
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import ManifestError, OutputError
 from ..system.files import save_bytes
+from ..system.terminal import escape_controls
 
 if TYPE_CHECKING:
     from ..engines.manifest import Manifest
@@ -299,5 +300,5 @@ class _ProgressLine:
         now_s = time.perf_counter()
         if self._live and now_s >= self._next_s:
             self._next_s = now_s + _REFRESH_S
-            sys.stderr.write(f"\r\x1b[K{what} {done}" + ("" if total is None else f"/{total}"))
+            sys.stderr.write(f"\r\x1b[K{escape_controls(what)} {done}" + ("" if total is None else f"/{total}"))
             sys.stderr.flush()

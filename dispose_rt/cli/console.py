@@ -13,6 +13,8 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TextIO
 
+from ..system.terminal import escape_controls
+
 JSON_OPTION, DEBUG_OPTION = "--json", "--debug"
 
 
@@ -24,7 +26,7 @@ class Console:
     """Prints for people, or JSON for machines.
 
     With `--json`, standard output carries one JSON document, whatever happens. With `--progress json`, every line of
-    standard error is a JSON object.
+    standard error is a JSON object. Control characters of files, paths and foreign errors are printed as escapes.
 
     Args:
         arguments: of the command. The options for output are read before the rest is parsed, since parsing may fail.
@@ -62,7 +64,7 @@ class Console:
     def _print(self, line: str) -> None:
         """Print a line of a result."""
         try:
-            print(line)
+            print(escape_controls(line))
         except BrokenPipeError as error:
             raise ReaderLeftError from error
 
@@ -139,7 +141,7 @@ class Console:
     def _print_error(self, line: str) -> None:
         """Print a line to standard error; the command goes on where its reader has left."""
         with contextlib.suppress(BrokenPipeError), _bars_out_of_the_way():
-            print(line, file=sys.stderr, flush=True)
+            print(escape_controls(line), file=sys.stderr, flush=True)
 
 
 class _LogHandler(logging.Handler):

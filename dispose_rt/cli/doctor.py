@@ -7,6 +7,7 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
+from ..system.terminal import escape_controls
 from .console import Console
 from .exit_codes import ExitCode
 from .parser import add_debug, add_json, add_trust
@@ -61,4 +62,4 @@ def run(options: argparse.Namespace, console: Console, stop: StopSignals) -> int
 def _show_progress(text: str) -> None:
     """Show what is being done in a line that the next one replaces, where standard error is a terminal."""
     if sys.stderr.isatty():
-        print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
+        print(f"\r\033[K{escape_controls(text)}", end="", file=sys.stderr, flush=True)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from .. import __version__
 from ..errors import Cancelled, DeviceLostError, DisposeError, OutOfMemoryError
+from ..system.memory import is_out_of_memory
 from .console import Console, ReaderLeftError
 from .exit_codes import ExitCode, format_table
 from .parser import CommandParser, UsageError, find_nearest
@@ -125,9 +126,14 @@ def _fail(console: Console, stop: StopSignals, error: BaseException) -> int:
 def _choose_code(error: BaseException) -> ExitCode:
     if isinstance(error, UsageError):
         return ExitCode.MISUSED
-    if isinstance(error, OutOfMemoryError | DeviceLostError | MemoryError):
+    if isinstance(error, OutOfMemoryError | DeviceLostError) or _is_exhausted(error):
         return ExitCode.EXHAUSTED
     return ExitCode.FAILED if isinstance(error, DisposeError | OSError) else ExitCode.BUG
+
+
+def _is_exhausted(error: BaseException) -> bool:
+    """Whether memory ran out in a library, or in Python itself."""
+    return not isinstance(error, DisposeError) and is_out_of_memory(error)
 
 
 def _explain(console: Console, error: BaseException) -> None:
@@ -138,8 +144,11 @@ def _explain(console: Console, error: BaseException) -> None:
     console.show_traceback()
     if isinstance(error, DisposeError):
         message = str(error)
-    elif isinstance(error, MemoryError):
-        message = "this machine has too little free memory; close other programs, or use a smaller size"
+    elif _is_exhausted(error):
+        message = (
+            "this machine has too little free memory; close other programs, raise the limit if there is one (`ulimit "
+            "-v`, a container's), or use a smaller size"
+        )
     elif isinstance(error, OSError):
         message = f"a file could not be read or written: {error}"
     else:

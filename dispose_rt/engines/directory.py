@@ -32,9 +32,10 @@ class EngineDirectories:
         folders = find_directories(root)
         for folder in folders:
             try:
-                manifest = replace(read_manifest(folder), trusted=trust)
+                # stamped before the check: what changes during it is noticed
+                manifest = with_stamps(replace(read_manifest(folder), trusted=trust))
                 check_directory(manifest, device, host)
-                self._manifests.append(with_stamps(manifest))
+                self._manifests.append(manifest)
             except ManifestError as error:
                 failures.append(error)
         if len(failures) == 1:

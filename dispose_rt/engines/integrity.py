@@ -14,6 +14,7 @@ import json
 import shlex
 import stat
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from ..errors import DisposeError, ManifestError
 from ..system.files import save_bytes
 from ..system.json_reader import read_json
 from .manifest import CHECKED_FILE_NAME, FileRecord, Manifest, sha256_of, stamp_of
+from .onnx_file import find_foreign_parts
 from .trust import carries_code, memory_secret
 
 SETTLED_NS = 2_000_000_000
@@ -74,6 +76,7 @@ def find_damage(manifest: Manifest, *, rehash: bool = False) -> list[Damage]:
     with ThreadPoolExecutor(_HASHING_THREADS) as pool:
         checked = list(pool.map(lambda owner: _check_file(manifest.folder, *owner), owners.items()))
     damages = [damage for damage in checked if damage is not None]
+    damages += _find_foreign_parts(manifest, {damage.file for damage in damages})
     # the memory only saves time: no failure to write or remove it is an error
     with contextlib.suppress(DisposeError, OSError):
         if damages:
@@ -81,6 +84,20 @@ def find_damage(manifest: Manifest, *, rehash: bool = False) -> list[Damage]:
         elif before is not None and before == _Snapshot.take(manifest) and before.is_settled(started_ns):
             save_bytes(memory, json.dumps(before.digest).encode())
     return damages
+
+
+def find_foreign_parts_of(manifest: Manifest, network: str) -> list[str]:
+    """What the ONNX file of a network refers to and the manifest does not list; see `onnx_file.find_foreign_parts`."""
+    listed = [file.path for file in manifest.networks[network].files[1:]]
+    return find_foreign_parts(manifest.engine_path(network), listed)
+
+
+def _find_foreign_parts(manifest: Manifest, damaged: set[FileRecord]) -> Iterator[Damage]:
+    for name, record in manifest.networks.items():
+        if record.backend == "onnxruntime" and not damaged.intersection(record.files):
+            with contextlib.suppress(OSError, ValueError):  # what is no ONNX file is refused when it is opened
+                for reason in find_foreign_parts_of(manifest, name):
+                    yield Damage(name, record.files[0], reason)
 
 
 def check_files(manifest: Manifest) -> None:

@@ -1,7 +1,8 @@
-"""How much memory of the host a run may still take: the kernel's word, and the limits of the control groups."""
+"""How much memory of the host a run may still take, and whether an error means that there was too little."""
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from pathlib import Path
@@ -10,6 +11,17 @@ from .control_groups import group_folders, read_text
 
 _UNLIMITED_BYTES = 1 << 60
 """Version 1 of control groups says "no limit" by a number as large as that, or larger."""
+_NO_MEMORY = re.compile(
+    r"bad[_ ]?alloc|(?:failed to|cannot|can't) allocate|out of memory|insufficient memory|failed to map segment", re.I
+)
+"""Words of C++, ONNX Runtime, OpenCV and the dynamic linker, whose errors have no type of their own."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error, of whatever library, means that an allocation failed."""
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    return isinstance(error, MemoryError) or bool(_NO_MEMORY.search(str(error)))
 
 
 def free_host_bytes(root: Path = Path("/")) -> int | None:

@@ -5,28 +5,34 @@ The layout is that of the README of DisPose: one folder with everything in it.
 
 from __future__ import annotations
 
-import json
-import pickle
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from dispose_rt.engines.manifest import sha256_of
+from dispose_rt.engines.manifest import Stamp, sha256_of, stamp_of
 from dispose_rt.errors import CheckpointError
+from dispose_rt.system.json_reader import read_json
 
-Tensors: TypeAlias = dict[str, Tensor]
+from .weight_files import Tensors as Tensors  # noqa: PLC0414 - the builders of networks take it from here
+from .weight_files import download_again, find_impostor, first_line, read_headers, read_tensors
+
 Config: TypeAlias = Mapping[str, Any]
 
 SVD = "stable-video-diffusion-img2vid-xt-1-1"
 SD15 = "stable-diffusion-v1-5"
 PROMPT_TOKENS = 77
+
+LISTED_PROBLEMS = 10
+"""Most lines of a message about one file."""
+REMEDY = "Use the file as its authors published it; other models or versions and converted files do not fit."
 
 _HUB = "https://huggingface.co"
 _SVD_HUB = f"{_HUB}/stabilityai/{SVD} (gated: log in and accept its licence there first)"
@@ -121,6 +127,16 @@ COMPONENTS: Mapping[str, Component] = {
 """Components of `Weights.tensors` by name."""
 
 
+def select_component(component: str, tensors: Mapping[str, Tensor]) -> Tensors:
+    """Return the tensors of a component by published name without prefix, from all tensors of its file.
+
+    Names of no component are kept, so that they are reported as unexpected.
+    """
+    part = COMPONENTS[component]
+    others = tuple(one.prefix for one in COMPONENTS.values() if one.file == part.file and one is not part)
+    return {name.removeprefix(part.prefix): tensor for name, tensor in tensors.items() if not name.startswith(others)}
+
+
 class Weights(ABC):
     """The source of tensors, configurations and token ids for network builders: files, or a stand-in."""
 
@@ -189,6 +205,7 @@ class Checkpoint(Weights):
             )
         self._opened: dict[str, Tensors] = {}
         self._fingerprints: dict[Path, Mapping[str, Any]] = {}
+        self._stamps: dict[Path, Stamp] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the opened files out: another process opens them itself, but need not hash them again."""
@@ -200,7 +217,7 @@ class Checkpoint(Weights):
 
     @cached_property
     def configs(self) -> Mapping[str, Config]:
-        return {name: _read_json(path) for name, path in self._config_files.items()}
+        return {name: self.read_config(name) for name in self._config_files}
 
     def tensors(self, component: str) -> Tensors:
         """Return all tensors of a component by published name without prefix.
@@ -208,18 +225,37 @@ class Checkpoint(Weights):
         They may be mapped from the file and shared between calls, so they are read-only.
 
         Raises:
-            CheckpointError: the file is damaged, or holds anything but tensors.
+            CheckpointError: the file is damaged, holds anything but tensors, or has changed since it was hashed.
         """
         part = COMPONENTS[component]
         if part.file not in self._opened:
-            self._opened[part.file] = _read_tensors(self.path(part.file), part.nested)
-        # names of no component are kept, so that they are reported as unexpected
-        others = tuple(one.prefix for one in COMPONENTS.values() if one.file == part.file and one is not part)
-        return {
-            name.removeprefix(part.prefix): tensor
-            for name, tensor in self._opened[part.file].items()
-            if not name.startswith(others)
-        }
+            path = self.path(part.file)
+            self._opened[part.file] = read_tensors(path, part.nested)
+            if self._stamps.get(path, stamp_of(path.stat())) != stamp_of(path.stat()):
+                remedy = "Leave the weights alone while they are used, and run the same command again."
+                raise CheckpointError(f"{path} has changed since the build began", remedy=remedy)
+        return select_component(component, self._opened[part.file])
+
+    def headers(self, file: str) -> Tensors:
+        """Return names, dtypes and shapes of a weight file of FILES, as tensors on the meta device.
+
+        Raises:
+            CheckpointError: the file is damaged, or holds anything but tensors.
+        """
+        nested = next(part.nested for part in COMPONENTS.values() if part.file == file)
+        return read_headers(self.path(file), nested)
+
+    def read_config(self, name: str) -> Config:
+        """Read a file of CONFIG_FILES.
+
+        Raises:
+            CheckpointError: it is not JSON, or holds something other than an object.
+        """
+        return _read_json(self.config_path(name))
+
+    def config_path(self, name: str) -> Path:
+        """Return the path of a file of CONFIG_FILES."""
+        return self._config_files[name]
 
     def source(self, component: str) -> str:
         return str(self.path(COMPONENTS[component].file))
@@ -232,8 +268,8 @@ class Checkpoint(Weights):
             tokenizer = CLIPTokenizer.from_pretrained(str(folder))
             encoded = tokenizer(prompt, padding="max_length", max_length=PROMPT_TOKENS, truncation=True)
         except Exception as error:  # the tokenizer library raises bare Exceptions
-            problem = f"the tokenizer in {folder} cannot be used: {_first_line(error)}"
-            raise CheckpointError(problem, remedy=_again(folder)) from error
+            problem = f"the tokenizer in {folder} cannot be used: {first_line(error)}"
+            raise CheckpointError(problem, remedy=download_again(folder)) from error
         return torch.tensor([encoded["input_ids"]], dtype=torch.int64)
 
     def fingerprint(self, file: str) -> Mapping[str, Any]:
@@ -247,17 +283,26 @@ class Checkpoint(Weights):
     def _fingerprint(self, path: Path) -> Mapping[str, Any]:
         if path not in self._fingerprints:
             try:
+                stamp = stamp_of(path.stat())
                 found = {"size_bytes": path.stat().st_size, "sha256": sha256_of(path)}
             except OSError as error:
-                raise CheckpointError(f"{path} cannot be read: {error}", remedy=_again(path)) from error
-            self._fingerprints[path] = found
+                raise CheckpointError(f"{path} cannot be read: {error}", remedy=download_again(path)) from error
+            self._fingerprints[path], self._stamps[path] = found, stamp
         return self._fingerprints[path]
 
     @property
     def provenance(self) -> Mapping[str, Mapping[str, Any]]:
         """Size and SHA-256 of every file, by path relative to the folder; all are read once."""
-        paths = (*self._files.values(), *self._config_files.values())
-        return {_relative(path, self.folder): self._fingerprint(path) for path in paths}
+        return {_relative(path, self.folder): self._fingerprint(path) for path in self._paths}
+
+    @property
+    def state(self) -> tuple[tuple[Path, Stamp], ...]:
+        """What changes when any of the files does."""
+        return tuple((path.absolute(), stamp_of(path.stat())) for path in self._paths)
+
+    @property
+    def _paths(self) -> tuple[Path, ...]:
+        return *self._files.values(), *self._config_files.values()
 
     def published_file(self, name: str, scratch: Path) -> Path:
         return self.path(name)
@@ -273,19 +318,40 @@ def load_strict(module: nn.Module, tensors: Mapping[str, Tensor], source: str, u
         unused: names of tensors to ignore.
 
     Raises:
-        CheckpointError: names are missing or unexpected, or tensors have another shape or kind; all of them are listed.
+        CheckpointError: names are missing or unexpected, or tensors have another shape or kind; LISTED_PROBLEMS of
+            them are listed.
     """
     expected = module.state_dict()
     given = {name: tensor for name, tensor in tensors.items() if name not in unused}
     problems = list(_differences(expected, given))
+    if (report := _reporter.get()) is not None:
+        report(problems)
+        return
     if problems:
         raise CheckpointError(
-            f"{source} does not hold the tensors of {type(module).__name__}:",
-            problems,
-            "Use the file as its authors published it; other models or versions and converted files do not fit.",
+            f"{source} does not hold the tensors of {type(module).__name__}:", shorten(problems), REMEDY
         )
     # assigned, not copied into place: the module may be on the meta device; copied, for it may fold weights in place
     module.load_state_dict({name: _to_float32(tensor) for name, tensor in given.items()}, assign=True)
+
+
+_reporter: ContextVar[Callable[[list[str]], None] | None] = ContextVar("reporter", default=None)
+
+
+@contextmanager
+def only_compare(report: Callable[[list[str]], None]) -> Iterator[None]:
+    """Have `load_strict` pass everything that is wrong to `report`, and load nothing, within the block."""
+    token = _reporter.set(report)
+    try:
+        yield
+    finally:
+        _reporter.reset(token)
+
+
+def shorten(problems: Sequence[str]) -> list[str]:
+    """Cut a list of problems to LISTED_PROBLEMS lines, and say how many there are more."""
+    cut = [f"... and {len(problems) - LISTED_PROBLEMS:,} more"] if len(problems) > LISTED_PROBLEMS else []
+    return [*problems[:LISTED_PROBLEMS], *cut]
 
 
 def _to_float32(tensor: Tensor) -> Tensor:
@@ -319,45 +385,15 @@ def _relative(path: Path, folder: Path) -> str:
     return path.relative_to(folder).as_posix()
 
 
-def _again(path: Path) -> str:
-    return f"Download {path} again. If it is only a few bytes long, it is a Git LFS pointer or an error page."
-
-
 def _read_json(path: Path) -> Config:
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        if impostor := find_impostor(path):
+            raise ValueError(f"it is {impostor}")
+        config = read_json(path)
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read as JSON: {error}", remedy=_again(path)) from error
+        raise CheckpointError(f"{path} cannot be read as JSON: {error}", remedy=download_again(path)) from error
     if not isinstance(config, dict):
-        raise CheckpointError(f"{path} holds a {type(config).__name__}, expected an object", remedy=_again(path))
-    return config
-
-
-def _read_tensors(path: Path, nested: str = "") -> Tensors:
-    """Read a file of named tensors, mapped from the file where its format allows, never running code from it."""
-    try:
-        content = load_file(path) if path.suffix == ".safetensors" else _unpickle(path)
-    except pickle.UnpicklingError as error:
         raise CheckpointError(
-            f"{path} cannot be unpickled: it is damaged, or holds Python objects other than tensors, which are not "
-            f"loaded because they could run code: {_first_line(error)}",
-            remedy=_again(path),
-        ) from error
-    except Exception as error:  # a damaged file makes torch and safetensors raise a dozen unrelated types
-        raise CheckpointError(f"{path} is damaged: {_first_line(error)}", remedy=_again(path)) from error
-    tensors = content.get(nested) if nested and isinstance(content, dict) else content
-    if not isinstance(tensors, Mapping) or not tensors or not all(isinstance(v, Tensor) for v in tensors.values()):
-        where = f" under '{nested}'" if nested else ""
-        raise CheckpointError(f"{path} holds no dictionary of named tensors{where}", remedy=_again(path))
-    return dict(tensors)
-
-
-def _unpickle(path: Path) -> Any:
-    with path.open("rb") as file:
-        is_zip = file.read(4) == b"PK\x03\x04"
-    # files from before torch 1.6 are not zip archives and cannot be mapped
-    return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
-
-
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+            f"{path} holds a {type(config).__name__}, expected an object", remedy=download_again(path)
+        )
+    return config

@@ -33,7 +33,9 @@ from dispose_rt.engines.manifest import (
     write_manifest,
 )
 from dispose_rt.engines.trust import SIGNATURE_FILE_NAME, carries_code, sign_directory
-from dispose_rt.errors import DisposeError, InputError, ManifestError
+from dispose_rt.errors import DisposeError, InputError, ManifestError, OutOfMemoryError
+from dispose_rt.system.memory import is_out_of_memory
+from dispose_rt.system.terminal import escape_controls
 
 from .builds.network import TIMING_CACHE, build_network
 from .builds.plan import (
@@ -47,6 +49,7 @@ from .builds.plan import (
 )
 from .builds.progress import BuildProgress, BuildSummary
 from .builds.records import FOLDER, WORKER, clear_leftovers, exclusive, finished_record, prune_files, reuse_sibling
+from .builds.weight_check import check_weights
 from .builds.worker import BuildWorker
 from .checkpoints import Checkpoint, Weights
 from .compile.aotinductor import package_target
@@ -67,7 +70,7 @@ def main(argv: Sequence[str] | None = None, parser: argparse.ArgumentParser | No
         parser: receives the arguments; None makes one.
 
     Returns:
-        The exit status: 0 built, 1 failed with a message, 130 interrupted.
+        The exit status: 0 built, 1 failed with a message, 3 out of memory, 130 interrupted.
     """
     arguments = add_arguments(parser or _make_parser()).parse_args(argv)
     summaries: list[BuildSummary] = []
@@ -90,11 +93,14 @@ def _report_failure(error: BaseException, arguments: argparse.Namespace, summari
         kind, message = "Interrupted", "interrupted; run the same command again to go on where it stopped"
     if arguments.debug and kind != "Interrupted":
         traceback.print_exception(error)
-    print(message, file=sys.stderr)
+    print(escape_controls(message), file=sys.stderr)
     if arguments.json:
         failure = {"type": kind, "message": message.removeprefix("error: ")}
         print(json.dumps({"error": failure, "directories": [asdict(summary) for summary in summaries]}))
-    return 130 if isinstance(error, KeyboardInterrupt) else 1
+    if isinstance(error, KeyboardInterrupt):
+        return 130
+    exhausted = isinstance(error, OutOfMemoryError) or (not isinstance(error, DisposeError) and is_out_of_memory(error))
+    return 3 if exhausted else 1
 
 
 def _build(arguments: argparse.Namespace, report: Callable[[BuildSummary], None]) -> None:
@@ -107,7 +113,7 @@ def _build(arguments: argparse.Namespace, report: Callable[[BuildSummary], None]
             output = arguments.output
             if len(sizes) > 1:
                 output = output / f"{width}x{height}"
-                print(f"{output}:")
+                print(escape_controls(f"{output}:"))
             build_engines(
                 weights,
                 output,
@@ -264,6 +270,8 @@ def build_engines(
         ManifestError: the directory holds something else, or another build is writing to it.
     """
     source = weights if isinstance(weights, Weights) else Checkpoint(weights)
+    if isinstance(source, Checkpoint):
+        check_weights(source, _widths, _scheduler)
     sizes = sizes_of(source, size, tile, chunk)
     target = choose_target(backend, precision, tuple(targets))
     plans = {name: plan_network(name, source, sizes, target) for name in NETWORKS}
@@ -281,7 +289,7 @@ def build_engines(
             report(summary)
         missing = [name for name, record in records.items() if record is None]
         if missing:
-            print(f"{output} still lacks {', '.join(missing)}; build them to finish it")
+            print(escape_controls(f"{output} still lacks {', '.join(missing)}; build them to finish it"))
             return None
         finished = {name: record for name, record in records.items() if record is not None}
         manifest = Manifest(
@@ -298,7 +306,7 @@ def build_engines(
         prune_files(output, {file.path for record in finished.values() for file in record.files}, _ENGINE_SUFFIXES)
         write_manifest(manifest)
         _sign(manifest)
-    print(f"{output} is ready: dispose_rt.Animator({str(output)!r})")
+    print(escape_controls(f"{output} is ready: dispose_rt.Animator({str(output)!r})"))
     return manifest
 
 
@@ -368,18 +376,17 @@ def unfused_attention_bytes(sizes: Sizes) -> int:
 def sizes_of(checkpoint: Weights, size: tuple[int, int], tile: int, chunk: int) -> Sizes:
     """Resolve the contract's symbols from the checkpoint's configuration and the requested size."""
     width, height = size
-    channels = tuple(int(c) for c in checkpoint.configs["svd_unet"]["block_out_channels"])
+    channels, embed, dift = _widths(checkpoint)
     if len(channels) != 4:
         raise InputError(f"the UNet has {len(channels)} levels, expected 4")
-    return Sizes(
-        width=width,
-        height=height,
-        tile=tile,
-        chunk=chunk,
-        channels=channels,
-        embed=int(checkpoint.configs["svd_unet"]["cross_attention_dim"]),
-        dift=int(checkpoint.configs["sd15_unet"]["block_out_channels"][2]),
-    )
+    return Sizes(width=width, height=height, tile=tile, chunk=chunk, channels=channels, embed=embed, dift=dift)
+
+
+def _widths(checkpoint: Weights) -> tuple[tuple[int, ...], int, int]:
+    """Channels of the UNet's levels, width of the image embedding, and channels of the DIFT features."""
+    svd, sd15 = checkpoint.configs["svd_unet"], checkpoint.configs["sd15_unet"]
+    channels = tuple(int(width) for width in svd["block_out_channels"])
+    return channels, int(svd["cross_attention_dim"]), int(sd15["block_out_channels"][2])
 
 
 def _scheduler(checkpoint: Weights) -> SchedulerConstants:

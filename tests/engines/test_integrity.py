@@ -11,18 +11,22 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from dispose_rt import Animator
 from dispose_rt.contract import NETWORKS
 from dispose_rt.engines import integrity
 from dispose_rt.engines.directory import EngineDirectories
 from dispose_rt.engines.integrity import check_files, check_unchanged, find_damage
 from dispose_rt.engines.manifest import CHECKED_FILE_NAME, FILE_NAME, read_manifest, write_manifest
 from dispose_rt.engines.open import Engines
-from dispose_rt.errors import ManifestError
+from dispose_rt.errors import InputError, ManifestError
+from dispose_rt.settings import Settings
 from tests.engines.damaged_directory import put_file, removed, replaced, signed
 from tests.engines.small_directory import write_directory
 
@@ -283,3 +287,19 @@ def test_a_file_that_changed_after_the_check_is_refused_when_its_network_is_open
     for name, words in (("unet", r"unet\.onnx has other contents"), ("dift", r"dift\.onnx is missing")):
         with pytest.raises(ManifestError, match=f"(?s)has changed since it was opened.*{words}.*dispose-rt doctor"):
             Engines(manifest)(name)
+
+
+def test_an_animator_stays_with_its_directory(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When the process changes its folder before the first run; and arguments of other types are refused by name."""
+    monkeypatch.chdir(folder.parent)
+    with Animator(folder.name, pose_cache="poses") as animator:
+        monkeypatch.chdir("/")
+        assert [one.folder for one in animator._directories.manifests] == [folder]
+        assert animator._pose_cache is not None
+        assert animator._pose_cache.folder == folder.parent / "poses"
+        for call in (animator.run, animator.stream):
+            with pytest.raises(InputError, match="progress is 'x'; pass True, False, or a function"):
+                call("photo.png", "video.mp4", progress="x")  # type: ignore[arg-type]
+    assert Settings(steps=np.int64(1), fps=Fraction(24)) == Settings(steps=1, fps=24.0)
+    with pytest.raises(InputError, match="steps is True"):
+        Settings(steps=True)

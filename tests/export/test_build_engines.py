@@ -229,7 +229,7 @@ def test_what_is_too_large_to_run_is_compared_through_a_small_trace(golden_check
 
     def note_sizes(plan, weights, sizes, *rest):
         compared.append((plan.spec.name, sizes.width, sizes.height, sizes.tile))
-        run(plan, weights, sizes, *rest)
+        return run(plan, weights, sizes, *rest)
 
     def note_folder(spec, path, *rest):
         compared.append(path.parent.name)

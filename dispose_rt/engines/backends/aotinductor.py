@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import tempfile
 import threading
@@ -54,6 +55,9 @@ def import_torch(version: str = "") -> Any:
             "(where engines run on the CPU alone, add --index-url https://download.pytorch.org/whl/cpu)"
         ) from error
     return torch
+
+
+_VERSION = re.compile(r"[0-9][0-9A-Za-z_.+!-]{0,63}")
 
 
 class LoadedPackage:
@@ -141,6 +145,8 @@ def _target_of(torch: Any, device: torch.device) -> str:
 def _check_fit(path: Path, label: PackageLabel, target: str, torch_version: str) -> None:
     if label.target != target:
         raise DeviceError(f"{path} was compiled for {label.target}, this device is {target}: build it for {target}")
+    if not _VERSION.fullmatch(label.torch):  # it gets into a command
+        raise EngineError(f"{path} was compiled by torch {label.torch!a:.60}, which is no version: build it again")
     ours, theirs = (version.partition("+")[0] for version in (torch_version, label.torch))
     if ours != theirs:
         raise EngineError(

@@ -7,14 +7,21 @@ import onnxruntime
 
 from ...device import Array, CpuDevice, Stream
 from ...device.cpu import submit
-from ...errors import DeviceError, EngineError
+from ...errors import DeviceError, EngineError, OutOfMemoryError
 from ...system.cores import compute_threads
+from ...system.memory import is_out_of_memory
+from ..integrity import find_foreign_parts_of
 from ..manifest import Manifest
 from ..signature import Signature, signature_differences
 from .protocol import Engine, EngineLoader
 from .validation import check_alive
 
 _DTYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(bfloat16)": "bfloat16"}
+
+
+_FREE_MEMORY = "Close other programs, raise the limit if there is one (`ulimit -v`, a container's), "
+_LOADING_HELP = f"{_FREE_MEMORY}or build the engines with --precision fp16 or a smaller --size"
+_RUNNING_HELP = f"{_FREE_MEMORY}or build the engines for a smaller --size, fewer --tile-frames or a --decode-chunk of 1"
 
 
 class OnnxRuntimeLoader(EngineLoader):
@@ -69,8 +76,18 @@ class OnnxRuntimeEngine(Engine):
         path = manifest.engine_path(network)
         again = f"Build the directory again: {manifest.rebuild_command()}"
         try:
+            foreign = find_foreign_parts_of(manifest, network)
+        except (OSError, ValueError) as error:
+            raise EngineError(f"{network}: ONNX Runtime cannot load {path}: {error}. {again}") from error
+        if foreign:
+            raise EngineError(f"{network}: {path} is not opened: it {'; it '.join(foreign)}. {again}")
+        try:
             session = onnxruntime.InferenceSession(str(path), _session_options(), providers=["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime raises a dozen unrelated types
+            if is_out_of_memory(error):
+                raise OutOfMemoryError(
+                    f"{network}: there is too little memory to load {path}. {_LOADING_HELP}"
+                ) from error
             raise EngineError(f"{network}: ONNX Runtime cannot load {path}: {error}. {again}") from error
         differences = signature_differences(network, self._sizes, self._compute_dtype, _signature_of(session))
         if differences:
@@ -115,6 +132,12 @@ class OnnxRuntimeEngine(Engine):
         try:
             self._session.run_with_iobinding(binding)
         except Exception as error:
+            if is_out_of_memory(error):
+                batches = ", ".join(f"{symbol} {value}" for symbol, value in self._dynamic.items())
+                where = f" with {batches}" if batches else ""
+                raise OutOfMemoryError(
+                    f"there is too little memory to run the network {self.name}{where}. {_RUNNING_HELP}"
+                ) from error
             raise EngineError(
                 f"the network {self.name} failed in ONNX Runtime: {error}. `dispose-rt doctor` tries out the engines"
             ) from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
@@ -15,7 +16,7 @@ from dispose_rt.contract import Sizes
 from dispose_rt.engines.backends.tensorrt_flavour import FLAVOURS
 from dispose_rt.engines.manifest import NetworkRecord, Signature, record_file
 from dispose_rt.engines.signature import contract_signature
-from dispose_rt.errors import EngineError
+from dispose_rt.errors import EngineError, VerificationError
 
 from ..checkpoints import Weights
 from ..compile.aotinductor import compare_package, compile_package
@@ -111,8 +112,9 @@ class _NetworkBuild:
         plan = self._plan
         sizes = comparison_sizes(plan.sizes)
         wanted = self._files_at(plan.sizes, sizes, onnx)
-        self._step("tracing", trace_network, plan, self._weights, wanted)
-        self._step("running PyTorch", run_network, plan, self._weights, sizes, "cpu", self._expected)
+        traced = self._step("tracing", trace_network, plan, self._weights, wanted)
+        run = self._step("running PyTorch", run_network, plan, self._weights, sizes, "cpu", self._expected)
+        _check_same(plan.spec.name, traced, run)
         compared = wanted[-1][1]
         errors = self._step("comparing", compare_onnx, plan.spec, compared, self._expected, plan.tolerance)
         shutil.rmtree(self._expected.parent)
@@ -124,8 +126,9 @@ class _NetworkBuild:
         device = "cpu" if plan.devices == ("cpu",) else "cuda"
         sizes = comparison_sizes(plan.sizes) if device == "cpu" else plan.sizes
         wanted = self._files_at(plan.sizes, sizes, path)
-        self._in_worker("compiling", compile_network, plan, self._weights, wanted, device)
-        self._step("running PyTorch", run_network, plan, self._weights, sizes, device, self._expected)
+        compiled = self._in_worker("compiling", compile_network, plan, self._weights, wanted, device)
+        run = self._step("running PyTorch", run_network, plan, self._weights, sizes, device, self._expected)
+        _check_same(plan.spec.name, compiled, run)
         compared = wanted[-1][1]
         return self._in_worker(
             "comparing", compare_package, plan.spec, compared, self._expected, device, plan.tolerance
@@ -162,18 +165,21 @@ def _reduce_hint(backend: str, onnx: Path) -> str:
     return f"to find the part that is refused:\n  {variable}polygraphy debug reduce {onnx} -o reduced.onnx {check}"
 
 
-def trace_network(plan: NetworkPlan, weights: Weights, wanted: list[tuple[Sizes, Path]]) -> None:
-    """Write the network as ONNX, once per size."""
-    module = _ready_module(plan, weights)
+def trace_network(plan: NetworkPlan, weights: Weights, wanted: list[tuple[Sizes, Path]]) -> int:
+    """Write the network as ONNX, once per size; return the checksum of its values."""
+    module, checksum = _ready_module(plan, weights)
     for sizes, path in wanted:
         export_onnx(module, plan.spec, sizes, plan.compute_dtype, path)
+    return checksum
 
 
-def compile_network(plan: NetworkPlan, weights: Weights, wanted: list[tuple[Sizes, Path]], device: str) -> None:
-    """Compile the network with AOTInductor, once per size."""
-    module = _ready_module(plan, weights).to(device)
+def compile_network(plan: NetworkPlan, weights: Weights, wanted: list[tuple[Sizes, Path]], device: str) -> int:
+    """Compile the network with AOTInductor, once per size; return the checksum of its values."""
+    module, checksum = _ready_module(plan, weights)
+    module = module.to(device)
     for sizes, path in wanted:
         compile_package(module, plan.spec, sizes, plan.compute_dtype, device=device, output=path)
+    return checksum
 
 
 def compile_engine(plan: NetworkPlan, onnx: Path, timing_cache: Path) -> dict[str, Signature]:
@@ -191,15 +197,41 @@ def compile_engine(plan: NetworkPlan, onnx: Path, timing_cache: Path) -> dict[st
     )
 
 
-def run_network(plan: NetworkPlan, weights: Weights, sizes: Sizes, device: str, path: Path) -> None:
-    """Store PyTorch's outputs in float32 from unrounded weights: rounding them is part of the error."""
+def run_network(plan: NetworkPlan, weights: Weights, sizes: Sizes, device: str, path: Path) -> int:
+    """Store PyTorch's outputs in float32 from unrounded weights: rounding them is part of the error.
+
+    Returns:
+        The checksum of the network's values.
+    """
     torch.backends.cudnn.allow_tf32 = False
-    module = _build_module(plan, weights).to(device)
-    expected_outputs(module, plan.spec, sizes, plan.compute_dtype, path)
+    module = _build_module(plan, weights)
+    checksum = checksum_values(module)
+    expected_outputs(module.to(device), plan.spec, sizes, plan.compute_dtype, path)
+    return checksum
 
 
-def _ready_module(plan: NetworkPlan, weights: Weights) -> nn.Module:
-    return apply_precision(_build_module(plan, weights), plan.spec.name, plan.compute_dtype)
+def checksum_values(module: nn.Module) -> int:
+    """Return the CRC-32 of all parameters and buffers, by which two steps know that they read the same."""
+    checksum = 0
+    for tensor in (*module.parameters(), *module.buffers()):
+        values: Any = tensor.detach().contiguous().flatten().view(torch.uint8).numpy()
+        checksum = zlib.crc32(values, checksum)
+    return checksum
+
+
+def _check_same(network: str, first: int, second: int) -> None:
+    if first != second:
+        raise VerificationError(
+            f"{network}: the weights were read twice, with other values the second time (checksums {first:08x} and "
+            f"{second:08x}). Leave the files alone during a build, check disk and memory, and run the command again."
+        )
+
+
+def _ready_module(plan: NetworkPlan, weights: Weights) -> tuple[nn.Module, int]:
+    """Return the network in its precision, and the checksum of its values before they are rounded."""
+    module = _build_module(plan, weights)
+    checksum = checksum_values(module)
+    return apply_precision(module, plan.spec.name, plan.compute_dtype), checksum
 
 
 def _build_module(plan: NetworkPlan, weights: Weights) -> nn.Module:

@@ -189,7 +189,7 @@ _RUNTIME_SOURCES = {"tensorrt_rtx": tensorrt_flavour, "tensorrt": tensorrt_flavo
 def _source_hash(backend: str) -> str:
     """Return a hash of the sources that determine the files: a changed network is built again."""
     folder = Path(__file__).parents[1]
-    names = ("checkpoints.py", "compile/precision.py", *_SOURCES[backend])
+    names = ("checkpoints.py", "weight_files.py", "compile/precision.py", *_SOURCES[backend])
     digest = hashlib.sha256()
     paths = sorted([*folder.glob("networks/*.py"), *(folder / name for name in names)])
     if backend in _RUNTIME_SOURCES:

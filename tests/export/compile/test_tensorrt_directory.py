@@ -32,9 +32,10 @@ def manifest(golden_checkpoint: Path, golden_engines: Callable[..., Path], kept_
     case = GoldenCase("one_tile_64")
     traced = golden_engines(case, "fp16")
 
-    def take_traced(plan: NetworkPlan, weights: Weights, wanted: list[tuple[Sizes, Path]]) -> None:
+    def take_traced(plan: NetworkPlan, weights: Weights, wanted: list[tuple[Sizes, Path]]) -> int:
         for _, path in wanted:
             shutil.copyfile(traced / f"{plan.spec.name}.onnx", path)
+        return network_build.checksum_values(RECIPES[plan.spec.name].build(weights))
 
     output = kept_folder / "golden-tensorrt" / "64x64"
     output.parent.mkdir(exist_ok=True)
