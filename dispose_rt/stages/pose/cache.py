@@ -34,7 +34,7 @@ from ...types import JOINTS, Pose
 
 LIMIT_BYTES = 512 << 20
 """About three hours of one person's poses; beyond that the least recently used files are removed."""
-REVISION = 1
+REVISION = 2
 """Revision of the file's layout."""
 
 _LOG = logging.getLogger("dispose_rt")
