@@ -65,7 +65,8 @@ def protect_inputs(output: str | os.PathLike[str], **inputs: Any) -> None:
         for path in _find_paths(source):
             if is_same_file(target, path):
                 raise InputError(f"the output {target} is the {name} itself; give it another name")
-            if path.is_dir() and real_path(target).parent.resolve() == path.resolve():
+            # unlike Path.is_dir, false for impossible names
+            if os.path.isdir(path) and real_path(target).parent.resolve() == path.resolve():  # noqa: PTH112
                 raise InputError(
                     f"the output {target} lies among the pictures of the {name}; write it to another folder"
                 )
@@ -75,7 +76,7 @@ def is_same_file(target: Path, source: Path) -> bool:
     """Whether writing one path would replace what is read from the other."""
     try:
         return target.samefile(source)
-    except OSError:  # one of them is not there
+    except (OSError, ValueError):  # one of them is not there, or its name is impossible
         return False
 
 

@@ -136,11 +136,11 @@ REFERENCES = [
         "corrupt header",
         lambda at: put(at, "a.png", png(NOWHERE)[:12] + bytes(20) + png(NOWHERE)[32:]),
         "cannot be decoded|0 x 0 pixels",
-        "pass (a PNG|one with)",
+        "pass (a PNG|one with)|copy or download it again",
     ),
     reference("text", lambda at: put(at, "a.png", b"hello\n" * 99), "cannot be decoded", "pass a PNG"),
     reference("sound", lambda at: song(at / "a.m4a"), "looks like a video", "pass a picture"),
-    reference("pdf", lambda at: put(at, "a.pdf", PDF), "cannot be decoded", "pass a PNG"),
+    reference("pdf", lambda at: put(at, "a.pdf", PDF), "a PDF document, which is not read", "export it as PNG"),
     Case(
         "reference engine file",
         lambda at, shop: {"reference": shop.engines / "pose_net.onnx"},
@@ -216,7 +216,7 @@ VIDEOS = [
         "cannot be opened",
         "pass an mp4",
     ),
-    video("text", lambda at: put(at, "a.txt", b"hello\n" * 99), "picture or text file", "pass an mp4"),
+    video("text", lambda at: put(at, "a.txt", b"hello\n" * 99), "cannot be opened", "pass an mp4"),
     video("sound", lambda at: song(at / "a.m4a"), "no video stream", "Pass an mp4"),
     video("pdf", lambda at: put(at, "a.pdf", PDF), "cannot be opened", "pass an mp4"),
     Case(
