@@ -24,7 +24,7 @@ NAMES = {
     "tensorrt_rtx": "tensorrt-rtx",
 }
 """Distributions by the names under which they are imported, where the two differ."""
-BROUGHT_ALONG = {"starlette", "uvicorn", "filelock"}
+BROUGHT_ALONG = {"starlette", "fastapi", "python_multipart", "uvicorn", "filelock"}
 """Dependencies of gradio and huggingface_hub."""
 COMPILED = {"_kernels_cpu", "_kernels_cuda"}
 

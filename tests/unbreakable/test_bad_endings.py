@@ -373,7 +373,7 @@ def test_a_decoder_that_fails_in_the_middle(
     """A disk that fails while the film is read: what was read is used, and a warning says so."""
     packets = containers._packets
 
-    def break_off(container: Any, stream: Any, tally: Any) -> Iterator[Any]:
+    def break_off(container: Any, stream: Any, *more: Any) -> Iterator[Any]:
         whole = container.demux
 
         class Failing:
@@ -385,7 +385,7 @@ def test_a_decoder_that_fails_in_the_middle(
                         raise av.error.OSError(errno.EIO, "Input/output error")
                     yield packet
 
-        return packets(Failing(), stream, tally)
+        return packets(Failing(), stream, *more)
 
     with monkeypatch.context() as patch:
         patch.setattr(containers, "_packets", break_off)

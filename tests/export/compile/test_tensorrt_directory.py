@@ -78,5 +78,6 @@ def test_every_graph_was_compared_with_pytorch(manifest: Manifest) -> None:
 
 def test_nothing_but_engines_is_left(manifest: Manifest) -> None:
     named = {file.path for record in manifest.networks.values() for file in record.files}
-    left = {path.name for path in manifest.folder.iterdir()} - {"manifest.json", ".build", ".checked.json"}
+    others = {"manifest.json", "signature.json", ".build", ".checked.json"}
+    left = {path.name for path in manifest.folder.iterdir()} - others
     assert left == named
