@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import ipaddress
 import re
 import secrets
 from collections.abc import Iterable, Mapping
 from urllib.parse import urlsplit
 
 from ..errors import InputError
+from .addresses import WILDCARDS, read_address
 
 SHORTEST_TOKEN = 8
 _LOCAL_NAMES = ("localhost", "127.0.0.1", "[::1]")
-_WILDCARDS = ("", "0.0.0.0", "::")
 _HOST = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9_-]+(?:\.[a-z0-9_-]+)*)\.?(?::([0-9]{1,5}))?", re.ASCII)
 _ROOT_PATH = re.compile(r"(?:/[A-Za-z0-9_~-][A-Za-z0-9._~-]*)*")
 _DEFAULT_PORTS = {"http": "80", "https": "443"}
@@ -35,7 +34,7 @@ class Access:
 
     def __init__(self, host: str, port: int, allowed_hosts: Iterable[str] = (), token: str | None = None) -> None:
         self._names = {*_LOCAL_NAMES, *map(_check_name, allowed_hosts)}
-        self._serves_every_address = host in _WILDCARDS
+        self._serves_every_address = host in WILDCARDS
         if not self._serves_every_address:
             self._names.add(_check_name(host))
         self._token = None if token is None else _check_token(token)
@@ -109,12 +108,9 @@ def _check_name(name: str) -> str:
 
 def _write_address(text: str) -> str | None:
     """An IP address as it stands in `Host`; None for a name."""
-    try:
-        address = ipaddress.ip_address(text)
-    except ValueError:
+    address = read_address(text)
+    if address is None:
         return None
-    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
-        address = address.ipv4_mapped
     return f"[{address}]" if address.version == 6 else str(address)
 
 

@@ -8,6 +8,8 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from .addresses import read_address
+
 GIB = 2**30
 LARGEST_UPLOAD_BYTES = 8 * GIB
 KEPT_S = 24 * 3600
@@ -40,13 +42,8 @@ class Bounds:
     @contextmanager
     def take_request(self, address: str) -> Iterator[bool]:
         """Count a request while it is open; yields whether the address may have it."""
-        self._open[address] += 1
-        try:
-            yield self._open[address] <= REQUESTS_AT_ONCE
-        finally:
-            self._open[address] -= 1
-            if not self._open[address]:
-                del self._open[address]
+        with count_open(self._open, address) as count:
+            yield count <= REQUESTS_AT_ONCE
 
     def take_upload(self, address: str, size_bytes: int) -> bool:
         """Count an upload, and return whether the address may have it."""
@@ -85,14 +82,21 @@ class Bounds:
         return kept
 
 
+@contextmanager
+def count_open(counter: Counter[str], key: str) -> Iterator[int]:
+    """Count something while it is open, and yield how many of its key are; the counter holds no zeros."""
+    counter[key] += 1
+    try:
+        yield counter[key]
+    finally:
+        counter[key] -= 1
+        if not counter[key]:
+            del counter[key]
+
+
 def name_address(host: str) -> str:
     """The address that bounds apply to: an IPv4 address, or the /64 network of an IPv6 one, which one host owns."""
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
+    address = read_address(host)
+    if address is None:
         return host
-    if isinstance(address, ipaddress.IPv4Address):
-        return str(address)
-    if address.ipv4_mapped is not None:
-        return str(address.ipv4_mapped)
-    return str(ipaddress.ip_network((address, 64), strict=False))
+    return str(address if address.version == 4 else ipaddress.ip_network((address, 64), strict=False))

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from ..engines.manifest import read_manifests
 from ..errors import InputError, InputWarning
 from .access import Access, check_root_path
+from .addresses import WILDCARDS
 from .bounds import LARGEST_UPLOAD_BYTES, Bounds
 from .folders import private_folder
 from .jobs import Jobs, Runner
@@ -243,7 +244,7 @@ def _wait_until_served(server: Any, thread: threading.Thread, host: str, port: i
 
 def _name_host(host: str) -> str:
     """The name of an address in a URL; one that stands for all addresses is reached as localhost."""
-    if host in ("0.0.0.0", "::"):
+    if host in WILDCARDS:
         return "localhost"
     return f"[{host}]" if ":" in host and not host.startswith("[") else host
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from .bounds import name_address
+from .bounds import count_open, name_address
 from .jobs import Jobs
 
 UNHEARD_S = 10.0
@@ -32,13 +32,11 @@ class Visits:
     @contextmanager
     def listen(self, session: str) -> Iterator[None]:
         """Count a stream of a session while it is open."""
-        self._open[session] += 1
         try:
-            yield
+            with count_open(self._open, session):
+                yield
         finally:
-            self._open[session] -= 1
-            if not self._open[session]:
-                del self._open[session]
+            if session not in self._open:
                 self._last_s[session] = self._now_s()
 
     def find_absent(self, sessions: Iterable[str]) -> dict[str, float]:
