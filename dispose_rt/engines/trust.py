@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import InputError, ManifestError
-from ..system.files import save_bytes
+from ..system.files import config_folder, save_bytes
 from ..system.json_reader import read_json
 from .manifest import Manifest
 
@@ -67,21 +67,6 @@ def carries_code(manifest: Manifest) -> bool:
 def is_key(text: str) -> bool:
     """Return whether a text is a public key: "dispose-rt-key-" and 43 characters of base64."""
     return _KEY.fullmatch(text) is not None
-
-
-def config_folder() -> Path:
-    """Return the folder of the user's keys; it need not exist.
-
-    Raises:
-        InputError: XDG_CONFIG_HOME names none, and the user has no home.
-    """
-    base = Path(os.environ.get("XDG_CONFIG_HOME", ""))
-    if not base.is_absolute():
-        try:
-            base = Path.home() / ".config"
-        except RuntimeError as error:
-            raise InputError("there is no home folder; set XDG_CONFIG_HOME to a folder for settings") from error
-    return base / "dispose-rt"
 
 
 def own_key() -> str | None:

@@ -172,10 +172,26 @@ def cache_folder(name: str) -> Path:
     Raises:
         InputError: the variable does not help, and the user has no home.
     """
-    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    return _user_folder("XDG_CACHE_HOME", ".cache", "caches") / name
+
+
+def config_folder() -> Path:
+    """Find the folder for what a user has chosen and what must not be lost; it need not exist.
+
+    Returns:
+        `$XDG_CONFIG_HOME/dispose-rt`, or `~/.config/dispose-rt`; see `cache_folder`.
+
+    Raises:
+        InputError: the variable does not help, and the user has no home.
+    """
+    return _user_folder("XDG_CONFIG_HOME", ".config", "settings")
+
+
+def _user_folder(variable: str, below_home: str, what: str) -> Path:
+    base = Path(os.environ.get(variable, ""))
     if not base.is_absolute():
         try:
-            base = Path.home() / ".cache"
+            base = Path.home() / below_home
         except RuntimeError as error:
-            raise InputError("there is no home folder; set XDG_CACHE_HOME to a folder for caches") from error
-    return base / "dispose-rt" / name
+            raise InputError(f"there is no home folder; set {variable} to a folder for {what}") from error
+    return base / "dispose-rt"
