@@ -187,7 +187,6 @@ class Animator:
             InputWarning: something about the input was worked around, or the sound is left out since `fps` changes the
                 speed.
         """
-        _check_progress(progress)
         if not keep_frames and output is None:
             raise InputError(
                 "with keep_frames=False and no output the result would be lost; pass an output, or keep it"
@@ -247,7 +246,6 @@ class Animator:
         Raises:
             As `run` does: InputError by the call for what can be checked at once, all else while frames are read.
         """
-        _check_progress(progress)
         self._queue.check_open()
         task = make_task(self._directories, ref, video, settings, noise, None, progress, cancel, observer)
         return self._frames(task)
@@ -279,8 +277,3 @@ class Animator:
                     turn.paused = True
                     yield frame
                     self._queue.resume(turn)
-
-
-def _check_progress(progress: object) -> None:
-    if not (progress is None or isinstance(progress, bool) or callable(progress)):
-        raise InputError(f"progress is {progress!r}; pass True, False, or a function of stage, done and total")

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from .. import __version__
-from ..errors import Cancelled, DeviceLostError, DisposeError, OutOfMemoryError
+from ..errors import Cancelled, DeviceLostError, DisposeError
 from ..system.memory import is_out_of_memory
 from .console import Console, ReaderLeftError
 from .exit_codes import ExitCode, format_table
@@ -126,14 +126,9 @@ def _fail(console: Console, stop: StopSignals, error: BaseException) -> int:
 def _choose_code(error: BaseException) -> ExitCode:
     if isinstance(error, UsageError):
         return ExitCode.MISUSED
-    if isinstance(error, OutOfMemoryError | DeviceLostError) or _is_exhausted(error):
+    if isinstance(error, DeviceLostError) or is_out_of_memory(error):
         return ExitCode.EXHAUSTED
     return ExitCode.FAILED if isinstance(error, DisposeError | OSError) else ExitCode.BUG
-
-
-def _is_exhausted(error: BaseException) -> bool:
-    """Whether memory ran out in a library, or in Python itself."""
-    return not isinstance(error, DisposeError) and is_out_of_memory(error)
 
 
 def _explain(console: Console, error: BaseException) -> None:
@@ -144,7 +139,7 @@ def _explain(console: Console, error: BaseException) -> None:
     console.show_traceback()
     if isinstance(error, DisposeError):
         message = str(error)
-    elif _is_exhausted(error):
+    elif is_out_of_memory(error):
         message = (
             "this machine has too little free memory; close other programs, raise the limit if there is one (`ulimit "
             "-v`, a container's), or use a smaller size"

@@ -84,6 +84,8 @@ def make_task(
     chosen = Settings(**settings)  # type: ignore[arg-type]  # any sequence of controls becomes a tuple
     if noise is not None and not callable(noise):
         raise InputError(f"noise is {noise!r}; pass a function (name, shape) -> float32 array, or None")
+    if not (report is None or isinstance(report, bool) or callable(report)):
+        raise InputError(f"progress is {report!r}; pass True, False, or a function of stage, done and total")
     if cancel is not None and not callable(getattr(cancel, "is_set", None)):
         raise InputError(f"cancel is {cancel!r}; pass a threading.Event, or None")
     watching = as_observer(observer)

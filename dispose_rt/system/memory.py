@@ -7,6 +7,7 @@ import os
 import re
 from pathlib import Path
 
+from ..errors import DisposeError, OutOfMemoryError
 from .control_groups import group_folders, read_text
 
 _UNLIMITED_BYTES = 1 << 60
@@ -18,7 +19,9 @@ _NO_MEMORY = re.compile(
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error, of whatever library, means that an allocation failed."""
+    """Whether an error, of ours or of whatever library, means that an allocation failed."""
+    if isinstance(error, DisposeError):  # our messages may speak of memory without a lack of it
+        return isinstance(error, OutOfMemoryError)
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
     return isinstance(error, MemoryError) or bool(_NO_MEMORY.search(str(error)))

@@ -33,7 +33,7 @@ from dispose_rt.engines.manifest import (
     write_manifest,
 )
 from dispose_rt.engines.trust import SIGNATURE_FILE_NAME, carries_code, sign_directory
-from dispose_rt.errors import DisposeError, InputError, ManifestError, OutOfMemoryError
+from dispose_rt.errors import DisposeError, InputError, ManifestError
 from dispose_rt.system.memory import is_out_of_memory
 from dispose_rt.system.terminal import escape_controls
 
@@ -99,8 +99,7 @@ def _report_failure(error: BaseException, arguments: argparse.Namespace, summari
         print(json.dumps({"error": failure, "directories": [asdict(summary) for summary in summaries]}))
     if isinstance(error, KeyboardInterrupt):
         return 130
-    exhausted = isinstance(error, OutOfMemoryError) or (not isinstance(error, DisposeError) and is_out_of_memory(error))
-    return 3 if exhausted else 1
+    return 3 if is_out_of_memory(error) else 1
 
 
 def _build(arguments: argparse.Namespace, report: Callable[[BuildSummary], None]) -> None:
