@@ -37,7 +37,6 @@ class Setting:
         sentence: what it does, without the range and the full stop; it begins with a capital letter.
         label: name in the form of the page.
         low, high: smallest and largest number; the engines may allow less.
-        excludes_low: whether the number must be above `low`.
         none_means: what None stands for; empty where None is not allowed.
         choices: value and label in the form, for "many" and "one".
         detail: further sentences for the API reference.
@@ -51,7 +50,6 @@ class Setting:
     label: str
     low: float = 0
     high: float = 0
-    excludes_low: bool = False
     none_means: str = ""
     choices: tuple[tuple[str, str], ...] = ()
     detail: str = ""
@@ -76,8 +74,6 @@ class Setting:
         """
         if self.kind not in ("integer", "number"):
             return ""
-        if self.excludes_low:
-            return f"above {self.low:g}, at most {self.high:g}"
         if high is None and self.high >= 2**31:
             return f"{self.low:g} or more"
         return f"{self.low:g} to {self.high if high is None else high:g}"
@@ -124,11 +120,9 @@ class Setting:
         if number is None or not (is_integer or math.isfinite(number)):
             kind = "an integer" if is_integer else "a finite number"
             raise InputError(f"{name} is {value!r}; it must be {kind}")
-        if not self.low <= number <= self.high or (self.excludes_low and number == self.low):
-            expected = f"lie in {self.low}..{self.high}"
-            if self.excludes_low:
-                expected = f"be above {self.low} and at most {self.high}"
-            raise InputError(f"{name} is {value}; it must {expected}" + (", or be None" if self.is_optional else ""))
+        if not self.low <= number <= self.high:
+            or_none = ", or be None" if self.is_optional else ""
+            raise InputError(f"{name} is {value}; it must lie in {self.low}..{self.high}{or_none}")
         return number
 
 
