@@ -14,10 +14,10 @@ from ..errors import InputError
 
 ACCEPTED = "an mp4, mov, mkv, webm, avi, ts, mpg, flv, wmv, ogg or gif file"
 """The kinds as messages name them."""
-MAX_PIXELS = 2**25
+MAX_FRAME_PIXELS = 2**25
 """Largest frame that is decoded: 8K. A decoder holds 16 frames and more for reference, and a file of some kilobytes can
 make it do so."""
-MAX_FRAME_BYTES = 6 * MAX_PIXELS
+MAX_FRAME_BYTES = 6 * MAX_FRAME_PIXELS
 """Most that one decoded frame may take: three channels of 16 bits. Only codecs without references have as many."""
 _DEMUXERS = (
     *("mov", "matroska", "avi", "mpegts", "mpeg", "mpegvideo", "flv", "asf", "ogg", "mxf", "nut", "dv", "ivf"),
@@ -30,7 +30,7 @@ open further files or addresses, and others decode text or a single picture."""
 _OPTIONS = {
     "format_whitelist": ",".join(_DEMUXERS),
     "protocol_whitelist": "none",  # no address is opened, whatever a file names
-    "max_pixels": str(MAX_PIXELS),  # for the decoders that look for a stream's parameters
+    "max_pixels": str(MAX_FRAME_PIXELS),  # for the decoders that look for a stream's parameters
 }
 _PICTURE_BRANDS = (b"avif", b"heic", b"heix", b"mif1")
 _LISTS = ((b"#EXTM3U", "HLS"), (b"ffconcat", "concat"), (b"v=0", "SDP"), (b"<", "XML"), (b"[playlist]", "PLS"))
@@ -99,7 +99,7 @@ def open_container(path: Path, beat: Callable[[], None]) -> Iterator[Any]:
         file.close()
 
 
-def check_size(path: Path, width: int, height: int, bits: int = 24) -> None:
+def check_frame_size(path: Path, width: int, height: int, bits: int = 24) -> None:
     """Refuse frames that are too large.
 
     Args:
@@ -108,9 +108,9 @@ def check_size(path: Path, width: int, height: int, bits: int = 24) -> None:
         height: of a frame in pixels.
         bits: that a pixel takes once it is decoded.
     """
-    if width * height > MAX_PIXELS or width * height * bits > 8 * MAX_FRAME_BYTES:
+    if width * height > MAX_FRAME_PIXELS or width * height * bits > 8 * MAX_FRAME_BYTES:
         raise InputError(
-            f"the video {path} has frames of {width} x {height} pixels, more than the {MAX_PIXELS} (or "
+            f"the video {path} has frames of {width} x {height} pixels, more than the {MAX_FRAME_PIXELS} (or "
             f"{MAX_FRAME_BYTES} bytes once decoded) that are accepted; scale it down first: "
             "ffmpeg -i INPUT -vf scale=-2:1080 OUTPUT.mp4"
         )
@@ -124,7 +124,7 @@ def _check_head(path: Path) -> None:
     with path.open("rb") as file:
         head = file.read(12)
     if head[:4] == b"GIF8" and len(head) > 9:
-        check_size(path, int.from_bytes(head[6:8], "little"), int.from_bytes(head[8:10], "little"))
+        check_frame_size(path, int.from_bytes(head[6:8], "little"), int.from_bytes(head[8:10], "little"))
     if head[4:8] == b"ftyp" and head[8:] in _PICTURE_BRANDS:
         raise InputError(refusal(path, "a picture or text file (AVIF or HEIC)"))
 

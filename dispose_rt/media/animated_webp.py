@@ -40,7 +40,7 @@ def probe_webp(path: Path, measure_rate: bool, cancel: threading.Event | None = 
     del measure_rate
     durations = _read_durations(path, cancel)
     total_s = sum(durations) * _TICK_S
-    with closing(read_webp_frames(path, 1, cancel)) as frames:
+    with closing(_decode(path, 1, len(durations), cancel)) as frames:
         _, _, first = next(frames)  # whether it can be decoded at all
     return Probe(float(len(durations) / total_s) if total_s else None, first.shape[1], first.shape[0], len(durations))
 
@@ -54,8 +54,13 @@ def read_webp_frames(
     path: Path, step: int, cancel: threading.Event | None = None
 ) -> Generator[tuple[int, Fraction | None, U8]]:
     """Decode every `step`-th frame, with its number and time stamp; see `containers.read_frames`."""
-    count = len(_read_durations(path, cancel))
-    yield from in_thread(partial(_read, path, step, count), f"the video {path}", cancel)
+    yield from _decode(path, step, len(_read_durations(path, cancel)), cancel)
+
+
+def _decode(
+    path: Path, step: int, count: int, cancel: threading.Event | None
+) -> Generator[tuple[int, Fraction | None, U8]]:
+    return in_thread(partial(_read, path, step, count), f"the video {path}", cancel)
 
 
 def _read(path: Path, step: int, count: int, pulse: Pulse) -> Iterator[tuple[int, Fraction | None, U8]]:

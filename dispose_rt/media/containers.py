@@ -20,7 +20,7 @@ from av.video.reformatter import Interpolation, VideoReformatter
 from ..errors import InputError, InputWarning
 from ..settings import MAX_FPS, MIN_FPS
 from ..types import U8
-from .accepted import ACCEPTED, MAX_PIXELS, check_size, open_container
+from .accepted import ACCEPTED, MAX_FRAME_PIXELS, check_frame_size, open_container
 from .interruptible import Pulse, call_in_thread, in_thread
 from .orientation import UPRIGHT, Orientation, orientation_of_matrix
 from .time_stamps import Stamps
@@ -202,7 +202,7 @@ def _look(path: Path, beat: Callable[[], None]) -> tuple[Any, ...]:
         if frame is None:
             return False, stream.frames, None, False, None, None, ""
         pixels, problem = _pixels(frame, stream)
-        check_size(path, *pixels.square)
+        check_frame_size(path, *pixels.square)
         starts_late = bool(container.start_time and container.start_time > av.time_base)
         announced, length_s = _announced(container, stream), _length_s(container, stream)
         return True, announced, length_s, starts_late, _stated_rate(stream), pixels, problem
@@ -249,9 +249,9 @@ def _bound_decoder(path: Path, stream: Any) -> None:
     context = stream.codec_context
     kind = context.format
     bits = kind.padded_bits_per_pixel if kind is not None else 12
-    check_size(path, stream.width, stream.height, bits)
+    check_frame_size(path, stream.width, stream.height, bits)
     frame_bytes = stream.width * stream.height * bits // 8
-    context.options = {"max_pixels": str(MAX_PIXELS)}
+    context.options = {"max_pixels": str(MAX_FRAME_PIXELS)}
     if frame_bytes > THREADED_BYTES:
         context.thread_count = 1
 

@@ -174,7 +174,7 @@ def test_gif_frames_are_those_that_pillow_shows(tmp_path: Path) -> None:
 
 def test_a_huge_video_is_refused_before_it_is_decoded(make_clip: ClipMaker, monkeypatch: pytest.MonkeyPatch) -> None:
     clip = make_clip("huge.mp4", noise_frames(2))
-    monkeypatch.setattr("dispose_rt.media.accepted.MAX_PIXELS", 96 * 64 - 1)
+    monkeypatch.setattr("dispose_rt.media.accepted.MAX_FRAME_PIXELS", 96 * 64 - 1)
     monkeypatch.setattr("dispose_rt.media.containers._decode", lambda *_: pytest.fail("something was decoded"))
     with pytest.raises(InputError, match=r"frames of 96 x 64 pixels, more than the 6143.*scale it down"):
         open_video(clip)
