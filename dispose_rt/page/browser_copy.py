@@ -35,7 +35,7 @@ def make_browser_copy(source: Path, target: Path, cancel: threading.Event) -> Pa
     """
     if is_playable(source):
         return source
-    video = media.open_video(source)
+    video = media.open_video(source, cancel=cancel)
     with media.VideoWriter(target, video.fps, video.width, video.height) as writer:
         for frame, time_s in video.timed_frames():
             if cancel.is_set():
