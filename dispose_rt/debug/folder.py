@@ -41,12 +41,13 @@ class PictureFolder:
             if page.exists() and not is_ours:
                 raise OutputError(f"{page} is not a page of debug pictures; pass an empty or a new folder")
             for old in (folder / PICTURES_NAME).glob("*"):
-                if _OURS.fullmatch(old.name) and not is_ours:  # the page is written before any picture
+                if not _OURS.fullmatch(old.name):
+                    continue
+                if not is_ours:  # the page is written before any picture
                     raise OutputError(
                         f"{old} is no debug picture of ours and would be lost; pass an empty or a new folder"
                     )
-                if _OURS.fullmatch(old.name):
-                    old.unlink()
+                old.unlink()
         except OSError as error:
             raise OutputError(f"{folder} cannot be used: {error}; pass a writable folder") from error
         self.write_page({}, {}, "It is still going on, or it was killed.", {})
