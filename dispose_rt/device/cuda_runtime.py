@@ -29,6 +29,7 @@ LOST = frozenset(
         "cudaErrorLaunchTimeout",
         "cudaErrorMisalignedAddress",
         "cudaErrorMpsClientTerminated",
+        "cudaErrorNvlinkUncorrectable",
         "cudaErrorTensorMemoryLeak",
     }
 )
@@ -84,6 +85,20 @@ def call_cuda(name: str, *arguments: Any) -> Any:
     except RuntimeError as error:  # cuda-python found no such function in the driver
         raise DeviceError(f"{name} failed: {error}. Update the NVIDIA driver, or: {_INSTALL}") from error
     return check(result, name)
+
+
+def call_driver(name: str, *arguments: Any) -> Any:
+    """Call a function of the CUDA driver by name; see `check`."""
+    try:
+        driver = importlib.import_module("cuda.bindings.driver")
+        error, *values = getattr(driver, name)(*arguments)
+    except (ImportError, RuntimeError) as problem:  # RuntimeError: cuda-python found no such function in the driver
+        raise DeviceError(f"{name} failed: {problem}. Update the NVIDIA driver, or: {_INSTALL}") from problem
+    if int(error) == 0:
+        return (values[0] if len(values) == 1 else tuple(values)) if values else None
+    text = driver.cuGetErrorString(error)[1]
+    message = f"{name} failed with {error.name}: {text.decode() if isinstance(text, bytes) else text}"
+    raise (OutOfMemoryError if error.name == "CUDA_ERROR_OUT_OF_MEMORY" else DeviceError)(message)
 
 
 def explain(error: Any) -> str:

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 
 from ..errors import DeviceError, InputError
-from .cuda_runtime import check, cuda_runtime, explain
+from .cuda_runtime import call_driver, check, cuda_runtime, explain
 
 _NO_DRIVER = ("cudaErrorInsufficientDriver", "cudaErrorNoDevice", "cudaErrorStubLibrary")
 """What CUDA returns on a machine without an NVIDIA driver or without a GPU."""
@@ -55,28 +55,43 @@ def _count_gpus() -> tuple[int, str]:
 
 
 def describe_gpu(index: int) -> Gpu:
-    """Describe one GPU, leaving the current one current.
+    """Describe one GPU. Which GPU is current stays as it is, and no other GPU is touched.
 
     Raises:
         DeviceError: there is no such GPU, or the driver fails.
     """
     cuda = cuda_runtime()
-    before = check(cuda.cudaGetDevice(), "cudaGetDevice")
     properties = check(cuda.cudaGetDeviceProperties(index), "cudaGetDeviceProperties")
     version = check(cuda.cudaDriverGetVersion(), "cudaDriverGetVersion")
-    set_device(index)
-    try:
-        free, total = check(cuda.cudaMemGetInfo(), "cudaMemGetInfo")
-    finally:
-        set_device(before)
+    free, total = _memory_bytes(index)
     return Gpu(
         index,
         properties.name.decode(errors="replace").rstrip("\0"),
         f"sm_{properties.major}{properties.minor}",
-        int(total),
-        int(free),
+        total,
+        free,
         f"{version // 1000}.{version % 1000 // 10}",
     )
+
+
+def _memory_bytes(index: int) -> tuple[int, int]:
+    """Free and total memory of a GPU.
+
+    Asked of the driver, since going back with the runtime's cudaSetDevice would open a context on the GPU that was
+    current before, even where nothing had used it: hundreds of megabytes, or a failure where that GPU is exclusive.
+    """
+    call_driver("cuInit", 0)
+    device = call_driver("cuDeviceGet", index)
+    context = call_driver("cuDevicePrimaryCtxRetain", device)
+    try:
+        call_driver("cuCtxPushCurrent", context)
+        try:
+            free, total = call_driver("cuMemGetInfo")
+        finally:
+            call_driver("cuCtxPopCurrent")
+    finally:
+        call_driver("cuDevicePrimaryCtxRelease", device)
+    return int(free), int(total)
 
 
 def is_device_name(device: object) -> bool:

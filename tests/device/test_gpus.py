@@ -32,6 +32,7 @@ def no_bindings(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_every_gpu_is_described(cuda: FakeCuda) -> None:
     cuda.current = 1
     gpus = find_gpus()
+    assert (cuda.selected, cuda.contexts) == ([], set())
     assert [(gpu.index, gpu.name, gpu.capability) for gpu in gpus] == [
         (0, "Fake GPU", "sm_86"),
         (1, "Fake GPU", "sm_87"),
@@ -39,6 +40,18 @@ def test_every_gpu_is_described(cuda: FakeCuda) -> None:
     assert (gpus[0].total_bytes, gpus[0].free_bytes) == (1 << 28, 1 << 28)
     assert gpus[0].driver_version == "12.9"
     assert cuda.current == 1
+
+
+def test_a_gpu_that_is_not_used_stays_untouched(cuda: FakeCuda) -> None:
+    """Another process may keep it for itself; a context on it takes hundreds of megabytes."""
+    driver: Any = sys.modules["cuda.bindings.driver"]
+    driver.exclusive = {0}
+    device = open_device("cuda:1")
+    device.empty((4,), "float32").free()
+    device.close()
+    assert cuda.contexts == {1}
+    with pytest.raises(DeviceError, match=r"cuDevicePrimaryCtxRetain failed with CUDA_ERROR_DEVICE_UNAVAILABLE: expl"):
+        resolve_device("cuda:0")
 
 
 def test_device_names(cuda: FakeCuda) -> None:

@@ -125,6 +125,7 @@ class FakeCuda:
     Attributes:
         blocks: device memory by address; host_blocks: pinned memory.
         calls: what was called, without questions; selected: the GPUs that were made current.
+        contexts: the GPUs on which the process holds a context.
         failing: errors that the next call of a function answers.
         faults: errors of the kernels that run next.
         lost: the error that every call answers since a kernel failed.
@@ -151,6 +152,7 @@ class FakeCuda:
         self.host_blocks: dict[int, NDArray[np.uint8]] = {}
         self.calls: list[str] = []
         self.selected: list[int] = []
+        self.contexts: set[int] = set()
         self.failing: dict[str, CudaError] = {}
         self.faults: deque[CudaError] = deque()
         self.lost: CudaError | None = None
@@ -204,6 +206,7 @@ class FakeCuda:
             raise CallError(CudaError.cudaErrorInvalidDevice)
         self.current = device
         self.selected.append(device)
+        self.contexts.add(device)
 
     @api(1, logged=False)
     def cudaGetDeviceProperties(self, device: int) -> Any:
@@ -215,17 +218,19 @@ class FakeCuda:
 
     @api(2, logged=False)
     def cudaMemGetInfo(self) -> tuple[int, int]:
-        return self.memory_bytes - self._used_here(), self.memory_bytes
+        return self.memory_of(self.current)
 
     # Memory
 
-    def _used_here(self) -> int:
-        return sum(len(block) for address, block in self.blocks.items() if self._gpu_of[address] == self.current)
+    def memory_of(self, gpu: int) -> tuple[int, int]:
+        """Free and total memory of a GPU, in bytes."""
+        used = sum(len(block) for address, block in self.blocks.items() if self._gpu_of[address] == gpu)
+        return self.memory_bytes - used, self.memory_bytes
 
     @api(1)
     def cudaMalloc(self, size: int) -> int:
         self._forbid_in_capture()
-        if self._used_here() + size > self.memory_bytes:
+        if self.memory_of(self.current)[0] < size:
             raise CallError(CudaError.cudaErrorMemoryAllocation)
         address = self._new_block(self.blocks, size)
         self._gpu_of[address] = self.current
@@ -537,6 +542,60 @@ def _containing(blocks: dict[int, NDArray[np.uint8]], address: int) -> int | Non
     return next((base for base, block in blocks.items() if base <= address < base + len(block)), None)
 
 
+class DriverError(IntEnum):
+    CUDA_SUCCESS = 0
+    CUDA_ERROR_INVALID_DEVICE = 101
+    CUDA_ERROR_DEVICE_UNAVAILABLE = 46
+
+
+class FakeDriver:
+    """What `dispose_rt.device` calls of `cuda.bindings.driver`.
+
+    Attributes:
+        exclusive: GPUs that another process keeps for itself: nobody opens a context on them.
+    """
+
+    def __init__(self, runtime: FakeCuda) -> None:
+        self._runtime = runtime
+        self._retained: list[int] = []
+        self._stack: list[int] = []
+        self.exclusive: set[int] = set()
+
+    def cuInit(self, flags: int) -> tuple[DriverError]:
+        assert flags == 0
+        return (DriverError.CUDA_SUCCESS,)
+
+    def cuDeviceGet(self, ordinal: int) -> tuple[DriverError, int | None]:
+        if ordinal >= self._runtime.gpus:
+            return DriverError.CUDA_ERROR_INVALID_DEVICE, None
+        return DriverError.CUDA_SUCCESS, ordinal
+
+    def cuDevicePrimaryCtxRetain(self, device: int) -> tuple[DriverError, int | None]:
+        if device in self.exclusive:
+            return DriverError.CUDA_ERROR_DEVICE_UNAVAILABLE, None
+        self._retained.append(device)
+        return DriverError.CUDA_SUCCESS, device
+
+    def cuDevicePrimaryCtxRelease(self, device: int) -> tuple[DriverError]:
+        self._retained.remove(device)
+        return (DriverError.CUDA_SUCCESS,)
+
+    def cuCtxPushCurrent(self, context: int) -> tuple[DriverError]:
+        assert context in self._retained
+        self._stack.append(context)
+        return (DriverError.CUDA_SUCCESS,)
+
+    def cuCtxPopCurrent(self) -> tuple[DriverError, int]:
+        return DriverError.CUDA_SUCCESS, self._stack.pop()
+
+    def cuMemGetInfo(self) -> tuple[DriverError, int, int]:
+        free, total = self._runtime.memory_of(self._stack[-1])
+        return DriverError.CUDA_SUCCESS, free, total
+
+    def cuGetErrorString(self, error: DriverError) -> tuple[DriverError, bytes]:
+        return DriverError.CUDA_SUCCESS, f"explanation of {error.name}".encode()
+
+
 class FakeKernels:
     """`dispose_rt._kernels_cuda`: the kernels of the CPU, queued on streams of a fake GPU."""
 
@@ -587,5 +646,6 @@ def install(monkeypatch: pytest.MonkeyPatch, **options: Any) -> FakeCuda:
     """
     cuda = FakeCuda(**options)
     monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", cuda)  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "cuda.bindings.driver", FakeDriver(cuda))  # type: ignore[arg-type]
     monkeypatch.setitem(sys.modules, "dispose_rt._kernels_cuda", FakeKernels(cuda))  # type: ignore[arg-type]
     return cuda

@@ -24,15 +24,13 @@ from ..manifest import Manifest
 from ..signature import signature_differences
 from .aotinductor_package import PackageLabel, cpu_features, read_label, this_machine
 from .protocol import Engine, EngineLoader
+from .torch_numerics import ExactNumerics
 from .torch_tensors import view_as_tensor
 from .validation import check_alive
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
-
-CUDNN_BENCHMARK = True
-"""Let cuDNN time its convolutions once per shape and keep the fastest, as every run repeats the same few shapes."""
 
 _LOADING = threading.Lock()
 
@@ -91,29 +89,24 @@ class LoadedPackage:
             self._folder.cleanup()
             raise EngineError(f"torch cannot load {path}: {error}") from error
         self._inference_mode = torch.inference_mode
-        self._cudnn_flags = torch.backends.cudnn.flags
+        # float32 means float32: cuDNN would round to TF32, which networks kept in float32 do not bear
+        on_cpu = self.device.type == "cpu"
+        self._numerics: contextlib.AbstractContextManager[Any] = (
+            contextlib.nullcontext() if on_cpu else ExactNumerics(torch)
+        )
 
     def run(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         """Run on the current stream: contiguous inputs in the contract's order to outputs in the contract's order.
 
         The library trusts dtypes, shapes and strides: the caller checks them.
         """
-        with self._inference_mode(), self._numerics():
+        with self._inference_mode(), self._numerics:
             return list(self._model.boxed_run(list(inputs)))
 
     def close(self) -> None:
         """Unload the library and remove what was unpacked. Calling it twice is fine."""
         self._model = None
         self._folder.cleanup()
-
-    def _numerics(self) -> contextlib.AbstractContextManager[Any]:
-        """float32 means float32: cuDNN would round to TF32, which networks kept in float32 do not bear."""
-        if self.device.type == "cpu":
-            return contextlib.nullcontext()
-        flags: contextlib.AbstractContextManager[Any] = self._cudnn_flags(
-            enabled=True, benchmark=CUDNN_BENCHMARK, allow_tf32=False
-        )
-        return flags
 
 
 def _load(torch: Any, path: Path, device: torch.device, folder: Path) -> Any:
