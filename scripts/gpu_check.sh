@@ -3,7 +3,8 @@
 #
 #     scripts/gpu_check.sh [--quick] [STAGE ...]
 #
-# All stages in the order below by default; name some to run them alone; --quick leaves out what takes long. A stage
+# All stages in the order below by default; name some to run them alone; --quick leaves out what takes long, and begins
+# with the kernels. A stage
 # that cannot run here is skipped with the reason; one that fails does not stop the others. A table comes last; logs and
 # JSON are in out/gpu_check, and in $OUT if that is set. Exit status: 0, 1 if a stage failed, 2 for an unknown stage.
 #
@@ -22,14 +23,21 @@
 #   PYTHON          interpreter with the packages (python3)
 #   PYTHONPATH      folders with more packages; the source tree itself is put before them
 #   RESULTS         folder to write (out/gpu_check)
-#   BUDGET_SECONDS  for everything (1500, with --quick 600); what does not fit is ended or skipped
+#   BUDGET_SECONDS  for everything (1500, with --quick 720); what does not fit is ended or skipped
 #   STAGE_SECONDS   ends every stage after this time, in place of its own limit
 #   GRAPH_ARGS, LATENCY_ARGS, STEP_ARGS, BASELINE_ARGS   more arguments for the benchmarks of these names
 set -uo pipefail
-cd "$(dirname "$0")/.."
+
+# Paths that the caller gives count from the caller's folder; everything else happens in the source tree.
+for name in PYTHON RESULTS OUT; do
+  [[ -z ${!name:-} || ${!name} == /* ]] && continue
+  [[ $name == PYTHON && $PYTHON != */* ]] || export "$name=$PWD/${!name}" # but for a program on the PATH
+done
+cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
+readonly SCRIPT=$PWD/scripts/gpu_check.sh
 
 readonly STAGES=(build tests compile graph bench-kernels engines latency sanitizer step tensorrt baseline)
-readonly QUICK=(build tests compile graph bench-kernels sanitizer)
+readonly QUICK=(build tests bench-kernels sanitizer compile graph)
 readonly PYTHON=${PYTHON:-python3} RESULTS=${RESULTS:-out/gpu_check} SKIPPED=77
 readonly ENGINES=$RESULTS/engines/full
 FIND_MISSING='import importlib.util as u, sys; print(*[name for name in sys.argv[1:] if not u.find_spec(name)])'
@@ -157,7 +165,8 @@ stage_latency() {
 # Full-size launches and the adversarial ones; the sanitizer makes the others too slow.
 stage_sanitizer() {
   need_gpu && need_programs compute-sanitizer && need_modules pytest pytest_timeout filelock && need_kernels || return
-  sanitize memcheck "full_size or anywhere or nothing or outside" && sanitize racecheck "anywhere or nothing or outside"
+  sanitize memcheck "full_size or anywhere or nothing or outside" || return
+  [[ -n ${QUICK_CHECK:-} ]] || sanitize racecheck "anywhere or nothing or outside"
 }
 
 sanitize() {
@@ -203,7 +212,7 @@ run_stage() {
     status=$SKIPPED
   else
     # a process group of its own, so that the limit ends what the stage has started
-    LIMIT=$limit timeout --kill-after=10 "$limit" bash "$0" --stage "$stage" 2>&1 | tee "$RESULTS/$stage.log"
+    LIMIT=$limit timeout --kill-after=10 "$limit" bash "$SCRIPT" --stage "$stage" 2>&1 | tee "$RESULTS/$stage.log"
     status=${PIPESTATUS[0]}
   fi
   case $status in
@@ -248,7 +257,7 @@ main() {
   export QUICK_CHECK=
   if [[ ${1:-} == --quick ]]; then
     shift
-    stages=("${QUICK[@]}") BUDGET=${BUDGET_SECONDS:-600}
+    stages=("${QUICK[@]}") BUDGET=${BUDGET_SECONDS:-720}
     QUICK_CHECK=1
   fi
   [[ $# -gt 0 ]] && stages=("$@")

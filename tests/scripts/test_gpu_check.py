@@ -64,9 +64,10 @@ class Machine:
         (engines / ".build" / "unet.json").touch()
         (engines / "manifest.json").touch()
 
-    def run(self, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    def run(self, *words: str, script: str = str(SCRIPT), **environment: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            ["bash", str(SCRIPT), *words],
+            ["bash", script, *words],
+            cwd=self.folder,
             env=self._environment | environment,
             capture_output=True,
             text=True,
@@ -115,6 +116,15 @@ def test_with_a_gpu_every_stage_runs_its_command(machine: Machine) -> None:
         assert part in asked
     assert all(line.startswith(f"{ROOT} ") for line in machine.asked())
     assert "graph: tile-step   baseline 600.00 ms   ours 380.00 ms   ratio 1.58" in done.stdout
+
+
+def test_paths_count_from_the_folder_of_the_caller(machine: Machine) -> None:
+    machine.add_gpu()
+    relative = os.path.relpath(SCRIPT, machine.folder)
+    done = machine.run("bench-kernels", script=relative, RESULTS="there", PYTHON="./bin/python", OUT="./copies")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (machine.folder / "there" / "stages.tsv").read_text().endswith("\tpassed\n")
+    assert all(line.startswith(f"{ROOT} ") for line in machine.asked())
 
 
 def test_every_network_is_built_in_one_of_the_parts(machine: Machine) -> None:
