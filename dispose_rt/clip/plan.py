@@ -47,14 +47,15 @@ class FreeMemory:
 
     @classmethod
     def of(cls, device: Device) -> FreeMemory:
-        """Measure what is free now, after caches of device memory were released."""
+        """Measure what is free now, after caches of device memory were released. What we keep for later is free."""
         if device.pool.reclaim is not None:
             device.pool.reclaim()
         host_bytes, device_bytes = free_host_bytes(), device.memory_bytes()[0]
+        if host_bytes is not None:
+            host_bytes += device.kept_host_bytes
         if device.name != "cpu":
             return cls(device_bytes, host_bytes, shared=False)
-        kept = device.pool.reserved_bytes - device.pool.used_bytes
-        both = device_bytes if host_bytes is None else host_bytes + kept
+        both = device_bytes if host_bytes is None else host_bytes + device.pool.kept_bytes
         return cls(both, both, shared=True)
 
 

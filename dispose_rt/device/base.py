@@ -253,6 +253,11 @@ class Device(ABC):
     def clear(self, target: int, size_bytes: int, stream: Stream) -> None:
         """Queue filling bytes of this device with zeros."""
 
+    @property
+    def kept_host_bytes(self) -> int:
+        """Pinned memory of the host that was given back and is kept for later; it serves the next run."""
+        return 0
+
     @abstractmethod
     def memory_bytes(self) -> tuple[int, int]:
         """How much memory is free, and how much there is. What the pool keeps for later counts as free."""

@@ -77,8 +77,7 @@ class CpuDevice(Device):
     def memory_bytes(self) -> tuple[int, int]:
         """See `Device.memory_bytes`."""
         page = os.sysconf("SC_PAGE_SIZE")
-        kept = self.pool.reserved_bytes - self.pool.used_bytes
-        return os.sysconf("SC_AVPHYS_PAGES") * page + kept, os.sysconf("SC_PHYS_PAGES") * page
+        return os.sysconf("SC_AVPHYS_PAGES") * page + self.pool.kept_bytes, os.sysconf("SC_PHYS_PAGES") * page
 
     def close(self) -> None:
         """See `Device.close`."""

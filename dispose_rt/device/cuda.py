@@ -42,7 +42,8 @@ class CudaDevice(Device):
         super().__init__(f"cuda:{gpu.index}", self._allocate, self._release)
         self.gpu = gpu
         self.lost = False
-        self._host_pool = Pool(self._allocate_host, self._release_host)
+        # what it keeps counts as free: a clip that no kept block fits may not come on top of them
+        self._host_pool = Pool(self._allocate_host, self._release_host, most_reserved=1.0)
         self._open: dict[int, _Handle] = {}
 
     def call(self, name: str, *arguments: Any) -> Any:
@@ -113,6 +114,11 @@ class CudaDevice(Device):
         bits: NDArray[Any] = memory[:size_bytes].view(storage_dtype(dtype)).reshape(shape)
         return PinnedArray(bits, dtype, lambda: self._host_pool.give(block))
 
+    @property
+    def kept_host_bytes(self) -> int:
+        """See `Device.kept_host_bytes`."""
+        return self._host_pool.kept_bytes
+
     def stream(self) -> CudaStream:
         """See `Device.stream`."""
         return CudaStream(self)
@@ -152,7 +158,7 @@ class CudaDevice(Device):
     def memory_bytes(self) -> tuple[int, int]:
         """See `Device.memory_bytes`."""
         free, total = self.call("cudaMemGetInfo")
-        return int(free) + self.pool.reserved_bytes - self.pool.used_bytes, int(total)
+        return int(free) + self.pool.kept_bytes, int(total)
 
     def close(self) -> None:
         """See `Device.close`. Of a GPU that is lost, the driver frees everything when the process ends."""

@@ -38,6 +38,7 @@ class Pool:
     Args:
         allocate: takes a number of bytes, answers an address; OutOfMemoryError where there is no room.
         release: takes an address that `allocate` answered.
+        most_reserved: of the most that was ever lent at one time, how much is reserved at most before a new block is.
 
     Attributes:
         used_bytes: lent now.
@@ -48,9 +49,15 @@ class Pool:
 
     reclaim: Callable[[], None] | None = None
 
-    def __init__(self, allocate: Callable[[int], int], release: Callable[[int], None]) -> None:
+    def __init__(
+        self,
+        allocate: Callable[[int], int],
+        release: Callable[[int], None],
+        most_reserved: float = _MOST_RESERVED,
+    ) -> None:
         self._allocate = allocate
         self._release = release
+        self._most_reserved = most_reserved
         self._kept: list[Block] = []
         self._lent: dict[int, Block] = {}
         self._lock = threading.RLock()  # what reclaims may give blocks back
@@ -59,6 +66,11 @@ class Pool:
         self.reserved_bytes = 0
         self.peak_bytes = 0
         self._highest_bytes = 0
+
+    @property
+    def kept_bytes(self) -> int:
+        """What was given back and is kept for later."""
+        return self.reserved_bytes - self.used_bytes
 
     def take(self, size_bytes: int) -> Block:
         """Lend a block: the smallest kept one that is not much too large, or a new one.
@@ -84,7 +96,7 @@ class Pool:
 
     def _new_block(self, size_bytes: int) -> Block:
         self._highest_bytes = max(self._highest_bytes, self.used_bytes + size_bytes)
-        self._release_kept(_MOST_RESERVED * self._highest_bytes - size_bytes)
+        self._release_kept(self._most_reserved * self._highest_bytes - size_bytes)
         try:
             address = self._allocate(size_bytes)
         except OutOfMemoryError:

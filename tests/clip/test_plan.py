@@ -46,6 +46,20 @@ def test_on_a_gpu_it_is_what_the_driver_reports_engines_included(cuda: FakeCuda)
     device.close()
 
 
+def test_pinned_memory_of_the_last_clip_is_free_for_the_next(cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
+    device = open_device("cuda")
+    clip = device.pinned((1 << 20,), "uint8")
+    monkeypatch.setattr(memory, "free_host_bytes", lambda: GB)  # beside what is pinned
+    assert FreeMemory.of(device).host_bytes == GB
+    clip.free()
+    assert FreeMemory.of(device).host_bytes == GB + (1 << 20)
+    longer = device.pinned((1 << 21,), "uint8")  # a longer clip, which does not fit into that block, takes its place
+    assert sum(map(len, cuda.host_blocks.values())) == 1 << 21
+    assert FreeMemory.of(device).host_bytes == GB
+    longer.free()
+    device.close()
+
+
 def test_on_the_cpu_it_is_the_arrays() -> None:
     device = CpuDevice()
     kept = device.empty((1 << 10,), "uint8")

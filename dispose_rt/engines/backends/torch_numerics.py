@@ -17,7 +17,7 @@ bits of results, may differ from process to process. Otherwise cuDNN chooses by 
 same GPU, the same versions, and enough free memory for what it chooses."""
 
 _LOCK = threading.Lock()
-_inside = 0
+_within: list[ExactNumerics] = []
 _kept: list[tuple[Any, str, Any]] = []
 
 
@@ -47,19 +47,17 @@ class ExactNumerics:
 
     def __enter__(self) -> None:
         """Change torch's choices, unless another thread has done so."""
-        global _inside
         with _LOCK:
-            if not _inside:
+            if not _within:
                 _kept[:] = [(place, name, getattr(place, name)) for place, name, _ in self._wanted]
                 _set(self._wanted)
-            _inside += 1
+            _within.append(self)
 
     def __exit__(self, *raised: object) -> None:
         """Restore them, unless another thread is still within."""
-        global _inside
         with _LOCK:
-            _inside -= 1
-            if not _inside:
+            _within.remove(self)
+            if not _within:
                 _set(_kept)
 
 
