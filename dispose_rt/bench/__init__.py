@@ -13,7 +13,8 @@ JSON holds it:
     runs      [{frames, total_s, s_per_frame, first_frame_s, peak_bytes, stages_s {stage: s}, launches_per_step,
               graph_problem}]: first_frame_s is from the call until the first decoded frames were handed on
     summary   {total_s, s_per_frame, first_frame_s, peak_bytes: {median, spread}, stages_s {stage: {median, spread}}}
-    graph     {captured, launches_per_step, problem}: with 1 launch, a whole step is one graph
+    graph     {captured, launches_per_step, problem}: 1 where a whole step is one graph, or else one per tile, whose
+              networks are a graph each
     tile_step_s  median seconds of the denoise stage by steps and tiles
     lengths   [{frames, tiles, total_s, s_per_frame, first_frame_s, peak_bytes, stages_s}], as in summary; empty
               without --lengths

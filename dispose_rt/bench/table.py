@@ -68,8 +68,9 @@ def _seconds(label: str, numbers: Mapping[str, float]) -> str:
 def _describe_graph(graph: Mapping[str, Any], tiles: int) -> str:
     if not graph["captured"]:
         return f"NOT captured: {graph['problem']}"
-    what = "a whole step is one graph" if graph["launches_per_step"] == 1 or tiles == 1 else "a tile is one graph"
-    return f"captured: {what}; launches per step: {graph['launches_per_step']}"
+    if tiles == 1:
+        return "captured"
+    return "captured: a whole step" if graph["launches_per_step"] == 1 else "captured: each network of a tile"
 
 
 def length_lines(lengths: Sequence[Mapping[str, Any]]) -> Iterator[str]:

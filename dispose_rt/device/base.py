@@ -47,6 +47,11 @@ class Event(ABC):
 class Graph(ABC):
     """Work that was captured once and is launched as a whole."""
 
+    @property
+    def is_usable(self) -> bool:
+        """Whether everything that it works on is still where it was when it was captured, as far as it knows."""
+        return True
+
     @abstractmethod
     def launch(self, stream: Stream) -> None:
         """Queue all of it on a stream.

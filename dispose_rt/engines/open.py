@@ -54,6 +54,8 @@ class Engines:
 
     def close(self) -> None:
         """Free all engines and what they share. Calling it twice is fine."""
+        for loader in self._loaders.values():
+            loader.drop_graphs()
         for engine in self._loaded.values():
             engine.close()
         for loader in self._loaders.values():

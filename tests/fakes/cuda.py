@@ -220,6 +220,11 @@ class FakeCuda:
     def cudaMemGetInfo(self) -> tuple[int, int]:
         return self.memory_of(self.current)
 
+    @api()
+    def cudaDeviceSynchronize(self) -> None:
+        self._forbid_in_capture()
+        self._drain()
+
     # Memory
 
     def memory_of(self, gpu: int) -> tuple[int, int]:

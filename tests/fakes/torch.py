@@ -112,7 +112,7 @@ class FakeTorch:
         finally:
             self.current = before
 
-    def _synchronize(self) -> None:
+    def _synchronize(self, device: str | None = None) -> None:
         if any(stream.capture is not None for stream in self._fake.streams.values()):
             raise RuntimeError("CUDA error: operation not permitted when stream is capturing")
 

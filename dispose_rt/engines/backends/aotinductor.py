@@ -179,6 +179,8 @@ class AotInductorLoader(EngineLoader):
         EngineError: torch is not installed.
     """
 
+    keeps_graphs = False  # each has memory of its own for what its network computes: gigabytes
+
     def __init__(self, manifest: Manifest, device: str) -> None:
         self.torch = import_torch(manifest.versions.get("torch", ""))
         self._manifest = manifest
@@ -202,6 +204,7 @@ class AotInductorLoader(EngineLoader):
         again = f"Build the directory again: {self._manifest.rebuild_command()}"
         try:
             package = LoadedPackage(path, self.device.name)
+            self._wait_for_weights()
         except (EngineError, DeviceError) as error:
             raise type(error)(f"{network}: {error}. {again}") from error
         sizes, dtype = self._manifest.sizes, record.compute_dtype
@@ -216,6 +219,15 @@ class AotInductorLoader(EngineLoader):
             package.close()
             raise EngineError(f"{path} is not the engine that it should be: {'; '.join(differences)}. {again}")
         return AotInductorEngine(self, self._manifest, network, package)
+
+    def _wait_for_weights(self) -> None:
+        """Wait for copies that the package's loader has queued.
+
+        It copies from memory that is not pinned, on the default stream. Such a copy may return before its last bytes
+        have arrived, and our stream does not wait for the default one.
+        """
+        if self.device.name != "cpu":
+            self.torch.cuda.synchronize(self.device.name)
 
     def capture(self, body: Callable[[], None]) -> Graph:
         """See `EngineLoader.capture`. On a GPU, what torch allocates meanwhile belongs to the graph while that lives.
@@ -241,6 +253,7 @@ class AotInductorLoader(EngineLoader):
     def close(self) -> None:
         """Open no more networks. Calling it twice is fine."""
         if not self._closed:
+            self.drop_graphs()
             self._closed = True
             self.stream.close()
             self.device.close()

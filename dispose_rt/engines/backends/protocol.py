@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from typing import Any
 
 from numpy.typing import NDArray
@@ -231,6 +232,12 @@ class Engine(ABC):
             raise InputError(f"{dimension!r} is no dynamic dimension of {self.name}; it has {self._spec.dynamic}")
         return self._limits[dimension]
 
+    @property
+    def placement(self) -> tuple[object, ...]:
+        """What a captured run of this engine depends on: the engine itself, its arrays, and the sizes of its runs."""
+        places = sorted((name, array.address) for name, array in self._tensors.items())
+        return (self, *places, *sorted(self._dynamic.items()))
+
     def capture_problem(self, stream: Stream) -> str | None:
         """Return why runs on this stream cannot be captured into a graph, or None where only an attempt can tell."""
         return None
@@ -288,11 +295,18 @@ class EngineLoader(ABC):
         device: device of the engines.
         stream: stream of their runs.
         uncapturable: why their runs cannot be captured into a graph, once that is known.
+        keeps_graphs: whether graphs of single networks may wait for the next run: they hold no memory worth mentioning.
     """
 
     device: Device
     stream: Stream
     uncapturable: str | None = None
+    keeps_graphs: bool = True
+
+    @cached_property
+    def _graphs(self) -> dict[str, tuple[tuple[object, ...], Graph]]:
+        """A graph per network, and the placement that it was captured with."""
+        return {}
 
     @abstractmethod
     def open(self, network: str) -> Engine:
@@ -317,6 +331,29 @@ class EngineLoader(ABC):
             EngineError: a network failed on being captured.
         """
         return self.stream.capture(body)
+
+    def find_graph(self, engine: Engine) -> Graph | None:
+        """Return the graph of one run of an engine, if one was captured and nothing has moved since."""
+        placement, graph = self._graphs.get(engine.name, ((), None))
+        return graph if graph is not None and graph.is_usable and placement == engine.placement else None
+
+    def capture_run(self, engine: Engine) -> Graph:
+        """Return a graph of one run of an engine: what `find_graph` finds, or a new one; see `capture`.
+
+        It belongs to the loader.
+        """
+        graph = self.find_graph(engine)
+        if graph is None:
+            if engine.name in self._graphs:
+                self._graphs.pop(engine.name)[1].close()
+            graph = self.capture(lambda: engine.enqueue(self.stream))
+            self._graphs[engine.name] = engine.placement, graph
+        return graph
+
+    def drop_graphs(self) -> None:
+        """Close all graphs of single networks, after the work with them."""
+        while self._graphs:
+            self._graphs.popitem()[1][1].close()
 
     @abstractmethod
     def close(self) -> None:

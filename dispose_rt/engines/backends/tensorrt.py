@@ -64,6 +64,7 @@ class TensorRtLoader(EngineLoader):
     def close(self) -> None:
         """Free the shared resources, after the engines. Calling it twice is fine."""
         if self.runtime is not None:
+            self.drop_graphs()
             self.scratch.close()
             self.stream.close()
             with builder_lock():
@@ -124,6 +125,7 @@ class Scratch:
     def _point(self, contexts: Iterable[Any]) -> None:
         if self._memory is not None:
             for context in contexts:
+                # more than it needs is fine, less would be a message in the log and wrong results: `attach` sees to it
                 context.set_device_memory(self._memory.address, self._memory.nbytes)
 
     def _release(self) -> None:
@@ -154,9 +156,14 @@ class _ScratchGraph(Graph):
         self._scratch = scratch
         self._moves = scratch.moves
 
+    @property
+    def is_usable(self) -> bool:
+        """See `Graph.is_usable`."""
+        return self._scratch.moves == self._moves
+
     def launch(self, stream: Stream) -> None:
         """See `Graph.launch`. Refused once the scratch memory has moved."""
-        if self._scratch.moves != self._moves:
+        if not self.is_usable:
             raise DeviceError(
                 "the graph computes in memory that TensorRT engines have given up since: one that was allocated or run "
                 "after the capture needed more, or they were closed. Allocate all of them first, or capture it again."
@@ -193,7 +200,8 @@ class TensorRtEngine(Engine):
         gpu = loader.device.gpu
         path = loader.manifest.folder / f"{self.name}.{gpu.capability}{RUNTIME_CACHE_SUFFIX}"
         kept = read_sealed(path) if loader.flavour.has_runtime_cache else None
-        self._context, cache = loader.flavour.create_context(self._engine, kept)
+        with builder_lock():  # kernels are compiled here, and what the compiler has to say is logged
+            self._context, cache = loader.flavour.create_context(self._engine, kept)
         if self._context is None:
             raise EngineError(
                 f"{loader.flavour.name} cannot prepare {self.name} on the {gpu.name}:\n{loader.log.quote()}"
@@ -318,6 +326,10 @@ def _deserialize(loader: TensorRtLoader, network: str) -> Any:
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as plan:
         refusal = loader.flavour.refusal(loader.runtime, plan)
         engine = None if refusal else loader.runtime.deserialize_cuda_engine(plan)
+        if engine is not None:
+            # TensorRT copies weights from this mapping on a stream of its own: ours does not wait for it, and a copy
+            # from memory that is not pinned may return before its last bytes have arrived
+            loader.device.call("cudaDeviceSynchronize")
     if refusal:
         raise EngineError(f"{path} cannot be used on the {loader.device.gpu.name}: {refusal}. {_rebuild(loader)}")
     if engine is None:

@@ -38,7 +38,7 @@ _life = threading.RLock()
 
 @contextmanager
 def builder_lock() -> Iterator[None]:
-    """Hold this lock while builders and runtimes of TensorRT are created or destroyed.
+    """Hold this lock while builders and runtimes of TensorRT are created or destroyed, and while engines are compiled.
 
     TensorRT holds a lock of its own while it creates one and logs, which runs Python here, and takes the same lock to
     destroy one. So none may be destroyed meanwhile: not by another thread, and not by a garbage collection in the

@@ -1,22 +1,27 @@
 """The sampling loop: per sigma and tile ControlNet, UNet, accumulate; then one guided Euler step on all frames.
 
-On a GPU a step is one graph: captured after the first step, launched for all others. Nothing in it waits, allocates or
-copies from or to the host. The host checks a step's result while the next one runs.
+On a GPU work is captured into graphs after the first step, and launched for all others: a step as one graph where tiles
+are short, or each network of a tile as one where they are long. Long graphs would gain nothing, idle while they are
+captured, and keep a cancelled run waiting. Nothing in them waits, allocates or copies from or to the host. The host
+checks the result of one piece of work while the next one runs.
 """
 
 from __future__ import annotations
 
+import math
+import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeVar
 
 from ...contract import Sizes
 from ...device import Array, Graph, Stream
 from ...engines.backends import Engine, EngineLoader
-from ...errors import DeviceError, EngineError, PerformanceWarning
+from ...errors import DeviceError, EngineError, OutOfMemoryError, PerformanceWarning
 from ...hooks.observer import NO_OBSERVER, Observer, is_wanted
 from ...hooks.progress import Progress
 from ...noise import NoiseSource, draw_checked
@@ -26,10 +31,15 @@ from .step import ClipInputs, DenoisingStep, share_tensors, sum_weights
 from .tiles import Tile
 
 TILES_PER_GRAPH = 16
-"""Largest number of tiles in a graph of a whole step; with more, the graph holds the two networks of one tile."""
+"""Largest number of tiles in a graph of a whole step."""
+
+SHORT_TILE_S = 0.1
+"""A tile that takes longer is no part of a larger graph: a launch costs a thousandth of it, or less."""
 
 _UNITS_AHEAD = 2
 """Units of work queued ahead of the host: the device never idles, and a cancelled run ends soon."""
+
+_Captured = TypeVar("_Captured")
 
 
 def initial_latents(noise: NoiseSource, schedule: Schedule, frames: int, sizes: Sizes) -> F32:
@@ -46,7 +56,7 @@ def initial_latents(noise: NoiseSource, schedule: Schedule, frames: int, sizes: 
 
 @dataclass(frozen=True)
 class _Unit:
-    """Work that is queued as a whole, and how many tiles are done with it."""
+    """Work that is queued as a whole, and how many tiles are done with it; 0 for the first part of one."""
 
     queue: Callable[[], None]
     tiles: int
@@ -98,7 +108,7 @@ class Denoiser:
             schedule: sigmas and timesteps.
             tiles: cover every frame.
             guidance_scale: g of u + g (c - u).
-            progress: gets a tick per tile, or per step where a step is one graph.
+            progress: gets a tick per tile, or per step where a step is one graph; asked twice a tile whether to go on.
             observer: gets every step; observing them makes the device wait for the host.
 
         Returns:
@@ -121,14 +131,18 @@ class Denoiser:
             graph: Graph | None = None
             try:
                 step.start(latents)
-                units = _units(step, step.predict)
+                units = self._network_units(step, self._kept_graphs())
                 for number in range(schedule.steps):
                     for unit in units:
                         queue.add(unit)
                     if number == 0 and schedule.steps > 1:  # by now the engines have compiled, tuned and allocated
                         queue.drain()
-                        graph = self._capture(step)
-                        units = self._graph_units(step, graph) if graph is not None else units
+                        if _fits_one_graph(step) and queue.shortest_tile_s < SHORT_TILE_S:
+                            graph = self._capture(lambda: self._loader.capture(step.queue))
+                            units = self._step_units(step, graph) if graph is not None else units
+                        else:
+                            graphs = self._capture(lambda: [self._loader.capture_run(one) for one in self._engines])
+                            units = self._network_units(step, graphs)
                     if is_observed:
                         queue.drain()
                         observer.denoise_step(_trace(number, step, tiles))
@@ -138,40 +152,77 @@ class Denoiser:
                 self._stream.synchronize()
                 if graph is not None:
                     graph.close()
+                if not self._loader.keeps_graphs:
+                    self._loader.drop_graphs()
 
-    def _capture(self, step: DenoisingStep) -> Graph | None:
-        """Capture a step, or the networks of a tile; None where the backend cannot, which is reported once."""
+    def _kept_graphs(self) -> list[Graph] | None:
+        """Graphs of the networks that an earlier run has left; None if one is missing."""
+        kept = [graph for engine in self._engines if (graph := self._loader.find_graph(engine)) is not None]
+        return kept if len(kept) == len(self._engines) else None
+
+    def _capture(self, capture: Callable[[], _Captured]) -> _Captured | None:
+        """Capture graphs; None where the backend cannot, which is reported once, or where memory is short."""
         loader = self._loader
-        if loader.uncapturable is None:
-            problems = (engine.capture_problem(self._stream) for engine in self._engines)
-            loader.uncapturable = next((problem for problem in problems if problem is not None), None)
-            if loader.uncapturable is None:
-                try:
-                    return loader.capture(step.queue if _fits_one_graph(step) else step.predict)
-                except (DeviceError, EngineError) as error:
-                    loader.uncapturable = str(error)
-            warnings.warn(
-                f"denoising steps are not captured into a CUDA graph: {loader.uncapturable}. Every kernel is launched "
-                "by itself instead, with the same results; small sizes run slower.",
-                PerformanceWarning,
-                stacklevel=2,
-            )
+        if loader.uncapturable is not None:
+            return None
+        problems = (engine.capture_problem(self._stream) for engine in self._engines)
+        problem = loader.uncapturable = next((problem for problem in problems if problem is not None), None)
+        if problem is None:
+            try:
+                return self._capture_in_room(capture)
+            except OutOfMemoryError as error:  # in this run: the next one may find more
+                problem = str(error)
+            except (DeviceError, EngineError) as error:
+                problem = loader.uncapturable = str(error)
+        warnings.warn(
+            f"denoising steps are not captured into a CUDA graph: {problem}. Every kernel is launched by itself "
+            "instead, with the same results; small sizes run slower.",
+            PerformanceWarning,
+            stacklevel=2,
+        )
         return None
 
-    def _graph_units(self, step: DenoisingStep, graph: Graph) -> list[_Unit]:
-        """A step as one graph, or one unit per tile with its networks as a graph."""
-        if _fits_one_graph(step):
-            return [_Unit(lambda: graph.launch(self._stream), step.tiles)]
-        return _units(step, lambda: graph.launch(self._stream))
+    def _capture_in_room(self, capture: Callable[[], _Captured]) -> _Captured:
+        """Capture; where memory is short, once more after giving back what is kept for later."""
+        try:
+            return capture()
+        except OutOfMemoryError:
+            self._loader.device.pool.trim()
+            return capture()
+
+    def _step_units(self, step: DenoisingStep, graph: Graph) -> list[_Unit]:
+        """A step as one unit."""
+        return [_Unit(lambda: graph.launch(self._stream), step.tiles)]
+
+    def _network_units(self, step: DenoisingStep, graphs: Sequence[Graph] | None) -> list[_Unit]:
+        """A step as one unit per tile and network, so that no more than a tile's work is ever queued ahead.
+
+        Args:
+            step: the step.
+            graphs: of the networks, in their order; None queues them call by call.
+        """
+        queue = [partial(engine.enqueue, self._stream) for engine in self._engines]
+        if graphs is not None:
+            queue = [partial(graph.launch, self._stream) for graph in graphs]
+        first, last = queue[0], queue[-1]
+        units = []
+        for tile in range(step.tiles):
+            before = partial(step.queue_inputs, tile)
+            after = partial(step.queue_outputs, tile)
+            if len(queue) == 1:
+                units.append(_Unit(partial(_call, before, first, after), 1))
+            else:
+                units += [_Unit(partial(_call, before, first), 0), _Unit(partial(_call, last, after), 1)]
+        return units
+
+
+def _call(*parts: Callable[[], None]) -> None:
+    for part in parts:
+        part()
 
 
 def _fits_one_graph(step: DenoisingStep) -> bool:
     return step.capturable and step.tiles <= TILES_PER_GRAPH
-
-
-def _units(step: DenoisingStep, predict: Callable[[], None]) -> list[_Unit]:
-    """A step as one unit per tile, whose networks `predict` queues."""
-    return [_Unit(partial(step.queue_tile, tile, predict), 1) for tile in range(step.tiles)]
 
 
 def _trace(number: int, step: DenoisingStep, tiles: Sequence[Tile]) -> StepTrace:
@@ -180,7 +231,11 @@ def _trace(number: int, step: DenoisingStep, tiles: Sequence[Tile]) -> StepTrace
 
 
 class _Queue:
-    """Keeps the device busy with a little work ahead, and reports how far it has come."""
+    """Keeps the device busy with a little work ahead, and reports how far it has come.
+
+    Attributes:
+        shortest_tile_s: the shortest time that a tile has taken so far, in seconds, as the host sees it.
+    """
 
     def __init__(
         self, step: DenoisingStep, engines: Sequence[Engine], progress: Progress, total: int, stream: Stream
@@ -192,6 +247,8 @@ class _Queue:
         self._total = total
         self._stream = stream
         self._done = 0
+        self._since = time.perf_counter()
+        self.shortest_tile_s = math.inf
         self._flags = device.pinned((_UNITS_AHEAD, 1), "int32")
         self._marks = [device.event() for _ in range(_UNITS_AHEAD)]
         self._free = list(range(_UNITS_AHEAD))
@@ -204,7 +261,9 @@ class _Queue:
             EngineError: a network failed, or returned non-finite values.
             Cancelled: the caller asked to stop.
         """
-        if not self._free:
+        # a unit of a single network is a whole tile, and a cancelled run waits for one, not for two
+        alone = len(self._engines) == 1 and self.shortest_tile_s >= SHORT_TILE_S
+        if len(self._queued) >= (1 if alone else _UNITS_AHEAD):
             self._finish_oldest()
         mark = self._free.pop()
         unit.queue()
@@ -224,6 +283,12 @@ class _Queue:
         self._free.append(mark)
         if self._flags.bits[mark, 0]:
             self._explain_nonfinite()
+        if not tiles:
+            self._progress.check(f"at denoise {self._done} of {self._total}")
+            return
+        now = time.perf_counter()
+        self.shortest_tile_s = min(self.shortest_tile_s, (now - self._since) / tiles)
+        self._since = now
         self._done += tiles
         self._progress.step("denoise", self._done, self._total)
 

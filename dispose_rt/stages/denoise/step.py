@@ -4,7 +4,7 @@ read from device memory. So the same queued work serves every step, and can be c
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -171,19 +171,22 @@ class DenoisingStep:
     def queue(self) -> None:
         """Queue the whole step."""
         for tile in range(self.tiles):
-            self.queue_tile(tile, self.predict)
+            self.queue_inputs(tile)
+            self.predict()
+            self.queue_outputs(tile)
 
-    def queue_tile(self, tile: int, predict: Callable[[], None]) -> None:
-        """Queue a tile, and with the first and the last one what comes before and after all tiles.
+    def queue_inputs(self, tile: int) -> None:
+        """Queue what comes before the networks of a tile, and with the first one what comes before all tiles.
 
         Args:
             tile: its number; tiles are queued in order.
-            predict: queues the networks.
         """
         if tile == 0:
             self._begin()
         self._gather(tile)
-        predict()
+
+    def queue_outputs(self, tile: int) -> None:
+        """Queue what comes after the networks of a tile, and with the last one what comes after all tiles."""
         self._accumulate(tile)
         if tile == self.tiles - 1:
             self._finish()

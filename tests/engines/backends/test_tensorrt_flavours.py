@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
+import re
 import subprocess
 import sys
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from dispose_rt.engines.backends.tensorrt_flavour import Flavour, load_flavour, portable_plan_runs_on, tensorrt_version
 from dispose_rt.errors import DeviceError, EngineError, InputError
+from tests.every import every_item
 from tests.fakes import cuda as fake_cuda
-from tests.fakes.tensorrt import FakeContext, FakeEngine, FakeTrt
+from tests.fakes.tensorrt import FakeContext, FakeEngine, FakeRuntime, FakeTrt
 
 
 @pytest.mark.parametrize("name", ["tensorrt_rtx", "tensorrt"])
@@ -53,6 +58,49 @@ def test_a_plan_of_the_other_flavour_is_told_apart() -> None:
     assert flavour.plan_problem(b"ftrt" + bytes(60), 64) is None
 
 
+RTX_ONLY = {
+    *("create_runtime_config", "is_stream_capturable", "get_engine_validity"),
+    *(
+        "EngineValidity",
+        "EngineInvalidityDiagnostics",
+        "CudaGraphStrategy",
+        "DynamicShapesKernelSpecializationStrategy",
+    ),
+}
+"""What the backend calls of tensorrt_rtx alone."""
+
+
+def check_names(trt: Any, leaving_out: set[str]) -> None:
+    """The fakes have the names that the backend calls: the real classes must have them too, with as many parameters."""
+    own = {"scratch_bytes", "engines"} | leaving_out
+    pairs = {FakeTrt: trt, FakeRuntime: trt.Runtime, FakeEngine: trt.ICudaEngine, FakeContext: trt.IExecutionContext}
+    with every_item() as every:
+        for fake, real in pairs.items():
+            for name in {name for name in vars(fake) if not name.startswith("_")} - own:
+                with every(fake.__name__, name):
+                    described = str(getattr(real, name).__doc__)
+                    if "(self: " in described and inspect.isfunction(getattr(fake, name)):
+                        listed = [one for one in described.splitlines() if "(self: " in one]
+                        counts = {len(re.findall(r"[(,] ?\w+: ", one)) for one in listed}
+                        assert len(inspect.signature(getattr(fake, name)).parameters) in counts, listed
+
+
+def test_the_data_centre_flavour_has_every_name_that_is_used() -> None:
+    """tensorrt_lean is the runtime half of `tensorrt`, which installs and imports without a GPU."""
+    trt = importlib.import_module("tensorrt_lean")
+    check_names(trt, RTX_ONLY)
+    flavour = Flavour(trt)
+    assert (
+        trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        in trt.ExecutionContextAllocationStrategy.__members__.values()
+    )
+    log = flavour.create_log()
+    log.log(trt.ILogger.Severity.ERROR, "an error")
+    assert log.quote() == "  an error"
+    names = {flavour.dtype_name(dtype) for dtype in trt.DataType.__members__.values()}
+    assert {"float32", "float16", "bfloat16", "int32", "int64", "bool"} <= names
+
+
 class TestRtx:
     """Against the installed tensorrt_rtx."""
 
@@ -64,17 +112,8 @@ class TestRtx:
         assert tensorrt_version("tensorrt_rtx") == sys.modules["tensorrt_rtx"].__version__
 
     def test_it_has_every_name_that_is_used(self) -> None:
-        """The fakes have the names that the backend calls: the real one must have them too."""
         trt = load_flavour("tensorrt_rtx").trt
-        pairs = {
-            FakeTrt: trt,
-            FakeContext: trt.IExecutionContext,
-            FakeEngine: trt.ICudaEngine,
-        }
-        own = {"scratch_bytes"}
-        for fake, real in pairs.items():
-            names = {name for name in vars(fake) if not name.startswith("__")} - own
-            assert names <= set(dir(real)), fake
+        check_names(trt, leaving_out=set())
         assert {"set_runtime_cache", "create_runtime_cache", "dynamic_shapes_kernel_specialization_strategy"} <= set(
             dir(trt.IRuntimeConfig)
         )

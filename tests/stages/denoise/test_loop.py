@@ -13,8 +13,8 @@ import pytest
 from dispose_rt.clip.recomputed import RecomputedClip
 from dispose_rt.clip.store import ResidentClip, StoredClip, StreamedClip
 from dispose_rt.contract import NETWORKS, SchedulerConstants, Sizes
-from dispose_rt.device import Array, Graph, Stream
-from dispose_rt.errors import Cancelled, DeviceError, EngineError, InputError, PerformanceWarning
+from dispose_rt.device import Array, Graph, Stream, open_device
+from dispose_rt.errors import Cancelled, DeviceError, EngineError, InputError, OutOfMemoryError, PerformanceWarning
 from dispose_rt.hooks.observer import Observer, as_observer
 from dispose_rt.hooks.progress import Progress
 from dispose_rt.settings import CONTROLS
@@ -25,7 +25,8 @@ from dispose_rt.stages.denoise.step import ClipInputs, DenoisingStep, sum_weight
 from dispose_rt.stages.denoise.tiles import Tile, plan_tiles
 from dispose_rt.types import F32, PointTables, StepTrace
 from tests.every import each
-from tests.fakes.engine import FakeEngine, FakeLoader
+from tests.fakes.cuda import install
+from tests.fakes.engine import Compute, FakeEngine, FakeLoader
 from tests.kernels.references import guided_euler_step, scatter_point_features
 
 SIZES = Sizes(64, 128, tile=4, channels=(4, 8, 12, 16), embed=5, dift=6)
@@ -258,7 +259,72 @@ def test_many_tiles_and_streamed_conditions_launch_the_networks_as_a_graph(monke
         monkeypatch.setattr(denoise, "TILES_PER_GRAPH", 1 if place == "device" else 16)
         loader = CountingLoader()
         Setup(loader=loader).run(Clip(7), place)
-        assert (loader.captures, loader.launches, loader.open_graphs) == (1, (STEPS - 1) * tiles, 0)
+        assert (loader.captures, loader.launches) == (2, 2 * (STEPS - 1) * tiles)
+
+
+def test_long_tiles_keep_a_graph_per_network_for_the_next_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    short, others = Setup().run(Clip(7)), Setup().run(Clip(11))
+    monkeypatch.setattr(denoise, "SHORT_TILE_S", 0)
+    loader = CountingLoader()
+    setup, tiles = Setup(loader=loader), len(plan_tiles(7, SIZES.tile, 2))
+    np.testing.assert_array_equal(setup.run(Clip(7)), short)
+    assert (loader.captures, loader.launches, loader.open_graphs) == (2, 2 * (STEPS - 1) * tiles, 2)
+    np.testing.assert_array_equal(setup.run(Clip(7)), short)
+    assert (loader.captures, loader.launches, loader.open_graphs) == (2, 2 * (2 * STEPS - 1) * tiles, 2)
+
+    moved = setup.unet.device.empty(setup.unet.tensor("pose_latents").shape, "float32")
+    setup.unet.bind("pose_latents", moved)
+    np.testing.assert_array_equal(setup.run(Clip(11)), others)  # the old graph would read where nothing is written
+    assert (loader.captures, loader.open_graphs) == (3, 2)
+    loader.drop_graphs()
+    assert loader.open_graphs == 0
+
+    loader.keeps_graphs = False
+    setup.run(Clip(7))
+    assert (loader.captures, loader.open_graphs) == (5, 0)
+
+
+@each(controls=[True, False], cancel_at=[1, 4, 9])
+def test_a_cancelled_run_waits_for_one_long_tile_at_most(controls: bool, cancel_at: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        install(patch)
+        patch.setattr(denoise, "SHORT_TILE_S", 0)
+        setup = Setup(controls, FakeLoader(open_device("cuda")))
+        cancel, calls = threading.Event(), []
+        for engine in setup.denoiser._engines:
+
+            def compute(inputs: Tensors, compute: Compute = engine.compute) -> Mapping[str, Any]:
+                calls.append(cancel.is_set())
+                if len(calls) == cancel_at:
+                    cancel.set()
+                return compute(inputs)
+
+            engine.compute = compute
+        with pytest.raises(Cancelled):
+            setup.run(Clip(7, CONTROLS if controls else ()), cancel=cancel)
+        assert sum(calls) <= (1 if controls else 0)  # of the two networks of a tile
+        setup.loader.close()
+
+
+def test_a_lack_of_memory_during_a_capture_is_not_remembered() -> None:
+    class Short(CountingLoader):
+        failures = 0
+
+        def capture(self, body: Callable[[], None]) -> Graph:
+            if self.failures:
+                self.failures -= 1
+                raise OutOfMemoryError("no room for the graph")
+            return super().capture(body)
+
+    loader, expected = Short(), Setup().run(Clip(5))
+    setup = Setup(loader=loader)
+    loader.failures = 2  # also after giving back what is kept for later
+    with pytest.warns(PerformanceWarning, match="no room for the graph"):
+        np.testing.assert_array_equal(setup.run(Clip(5)), expected)
+    assert loader.captures == 0
+    loader.failures = 1
+    np.testing.assert_array_equal(setup.run(Clip(5)), expected)
+    assert loader.captures == 1
 
 
 def test_one_step_needs_no_graph() -> None:
