@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import colorsys
 import math
+import threading
 from itertools import pairwise
 
 import cv2
@@ -30,6 +31,11 @@ _FIXED_POINT_BITS = 16
 _FIXED_POINT_ONE = 1 << _FIXED_POINT_BITS
 _FIXED_POINT_END_PX = 1 << (30 - _FIXED_POINT_BITS)
 _FAR_PX = 1e6
+_STROKE_PX = 16
+"""More than any point, line or limb is thick."""
+_TURN = math.radians(2)
+"""More than a limb's ellipse is turned by whole degrees, on each side of it."""
+_kept = threading.local()
 
 
 def _wheel(count: int) -> list[tuple[float, float, float]]:
@@ -53,7 +59,39 @@ def draw_pose(pose: Pose, height: int, width: int) -> U8:
         uint8 [3, height, width], RGB, on black.
     """
     zoom = CANVAS_SHORT_SIDE_PX / min(height, width)
-    canvas = np.zeros((int(height * zoom), int(width * zoom), 3), np.uint8)
+    canvas = _black_canvas(int(height * zoom), int(width * zoom))
+    try:
+        _draw_persons(canvas, pose)
+        # Without area averaging: thin lines come out dotted on a small image, and the networks learnt from such
+        # drawings.
+        blue, green, red = cv2.split(cv2.resize(canvas, (width, height), interpolation=cv2.INTER_LINEAR))
+    finally:
+        _clear(canvas, pose)
+    return np.stack([red, green, blue])
+
+
+def _black_canvas(height: int, width: int) -> U8:
+    """The canvas of this thread, which `_clear` has left black: a new one of 25 MB would take longer than a drawing."""
+    canvas: U8 | None = getattr(_kept, "canvas", None)
+    if canvas is None or canvas.shape[:2] != (height, width):
+        canvas = _kept.canvas = np.zeros((height, width, 3), np.uint8)
+    return canvas
+
+
+def _clear(canvas: U8, pose: Pose) -> None:
+    """Blacken everything that was drawn of a pose: around its points, as far as lines and turned ellipses reach."""
+    parts = (pose.joints, pose.hands, pose.faces)
+    points = np.concatenate([_place(part, canvas).reshape(-1, 2) for part in parts])
+    if not points.size:
+        return
+    low, high = points.min(axis=0), points.max(axis=0)
+    margin = _STROKE_PX + _TURN * float(np.hypot(*(high - low)))
+    left, top = np.maximum(low - margin, 0).astype(np.int64)
+    right, bottom = np.maximum(high + margin + 1, 0).astype(np.int64)
+    canvas[top:bottom, left:right] = 0
+
+
+def _draw_persons(canvas: U8, pose: Pose) -> None:
     _draw_bodies(canvas, pose, _place(pose.joints, canvas))
     hands_px = _place(pose.hands, canvas).astype(np.int64)
     for points_px, scores in zip(hands_px.reshape(-1, 21, 2), pose.hand_scores.reshape(-1, 21), strict=True):
@@ -62,10 +100,6 @@ def draw_pose(pose: Pose, height: int, width: int) -> U8:
     for points_px, scores in zip(faces_px, pose.face_scores, strict=True):
         for point, score in zip(points_px.tolist(), scores.astype(np.float64), strict=True):
             _draw_dot(canvas, point, FACE_RADIUS_PX, [int(score * 255)] * 3)
-    # Without area averaging: thin lines come out dotted on a small image, and the networks learnt from such drawings.
-    # The canvas holds BGR.
-    small = cv2.resize(canvas, (width, height), interpolation=cv2.INTER_LINEAR)
-    return np.ascontiguousarray(small[..., ::-1].transpose(2, 0, 1))
 
 
 def _place(points: F64, canvas: U8) -> F64:

@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
+from dispose_rt.stages.pose import draw
 from dispose_rt.stages.pose.align import fit_alignment
 from dispose_rt.stages.pose.draw import _draw_line, draw_pose
 from dispose_rt.types import Pose
@@ -76,6 +77,16 @@ def scattered_pose() -> Pose:
 def test_persons_who_leave_the_image_are_drawn_as_opencv_410_draws_them(height, width, crc):
     """The crc32 of the published recipe drawn with OpenCV 4.10.0, on which the networks' drawings were made."""
     assert zlib.crc32(draw_pose(scattered_pose(), height, width).tobytes()) == crc
+
+
+def test_a_drawing_leaves_nothing_for_the_next_one():
+    rng, whole = np.random.default_rng(3), scattered_pose()
+    for number in range(24):
+        shift, size = rng.uniform(-0.6, 0.6, 2), rng.uniform(0.3, 2.0)
+        moved = {part: getattr(whole, part) * size + shift for part in ("joints", "hands", "faces")}
+        pose = replace(whole, joint_scores=np.ones_like(whole.joint_scores), **moved)
+        assert draw_pose(pose, 64, 64 + 64 * (number // 12)).any()
+        assert not draw._kept.canvas.any()
 
 
 @pytest.mark.parametrize(
