@@ -60,7 +60,7 @@ def each(**columns: Iterable[Any]) -> Callable[[Callable[..., None]], Callable[.
         def run(**fixtures: Any) -> None:
             with every_item() as every:
                 for row in rows:
-                    with every(*(getattr(value, "name", value) for value in row.values())):
+                    with every(*(_label(value) for value in row.values())):
                         test(**fixtures, **row)
 
         signature = inspect.signature(test)
@@ -69,6 +69,13 @@ def each(**columns: Iterable[Any]) -> Callable[[Callable[..., None]], Callable[.
         return run
 
     return wrap
+
+
+def _label(value: Any) -> object:
+    """Return a short name of an item: a function's name, an array's dtype and shape, anything else as it is."""
+    if hasattr(value, "shape") and hasattr(value, "dtype"):
+        return f"{value.dtype} {list(value.shape)}"
+    return getattr(value, "name", getattr(value, "__name__", value))
 
 
 def _spread(columns: dict[str, Iterable[Any]], values: tuple[Any, ...]) -> Iterator[tuple[str, Any]]:

@@ -10,7 +10,7 @@ from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
-import pytest
+from tests.every import each
 
 ROOT = Path(__file__).resolve().parents[1]
 RUNTIME, EXPORTER = "dispose_rt", "export/dispose_rt_export"
@@ -171,7 +171,7 @@ CHECKS: tuple[Check, ...] = (
 )
 
 
-@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+@each(check=CHECKS)
 def test_the_house_stands(check: Check) -> None:
     assert check(ROOT) == []
 

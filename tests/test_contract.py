@@ -6,6 +6,7 @@ import pytest
 
 from dispose_rt.contract import DYNAMIC, NETWORKS, RESIDUAL_MULTIPLICITY, RESIDUALS, Sizes
 from dispose_rt.errors import InputError
+from tests.every import each
 
 FULL = Sizes(width=576, height=1024)
 
@@ -26,12 +27,11 @@ def test_every_symbol_resolves():
                 assert not isinstance(dim, int) or dim > 0
 
 
-@pytest.mark.parametrize(
-    ("producer", "consumer"),
-    [
+@each(
+    producer__consumer=[
         ("cmp_image_encoder", "cmp_flow_decoder"),
         ("controlnet", "unet"),
-    ],
+    ]
 )
 def test_outputs_are_the_next_networks_inputs(producer, consumer):
     taken = {tensor.name: tensor for tensor in NETWORKS[consumer].inputs}
@@ -47,14 +47,13 @@ def test_multiplicities_are_the_measured_ones(golden):
     assert (*golden("nets")["unet.residual_multiplicity"].tolist(), 1) == RESIDUAL_MULTIPLICITY
 
 
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
+@each(
+    changes__words=[
         ({"width": 100}, "width is 100"),
         ({"height": 0}, "height is 0"),
         ({"tile": 1}, "tile is 1"),
         ({"chunk": 0}, "chunk"),
-    ],
+    ]
 )
 def test_unusable_sizes_are_refused(changes, words):
     with pytest.raises(InputError, match=words):

@@ -10,6 +10,7 @@ import pytest
 
 from dispose_rt.errors import InputError
 from dispose_rt.noise import draw_checked, seeded_noise
+from tests.every import each
 
 
 def test_a_name_draws_the_same_bits_whatever_was_drawn_before():
@@ -36,13 +37,12 @@ def test_another_process_draws_the_same_bits():
     assert printed == seeded_noise(5)("latents", (4,)).tobytes().hex()
 
 
-@pytest.mark.parametrize(
-    ("answer", "words"),
-    [
+@each(
+    answer__words=[
         (np.zeros((2, 3), np.float32), "expected float32"),
         (np.zeros((2, 2), np.float64), "float64"),
         (np.full((2, 2), np.nan, np.float32), "non-finite"),
-    ],
+    ]
 )
 def test_a_callers_source_is_checked(answer, words):
     with pytest.raises(InputError, match=words):

@@ -10,6 +10,7 @@ import pytest
 
 from dispose_rt.errors import InputError, OutputError
 from dispose_rt.pictures import contact_sheet, draw_flow_wheel, flow_to_color, save_jpeg, save_png
+from tests.every import each
 
 
 def uniform_flow(x: float, y: float, height: int = 2, width: int = 3) -> np.ndarray:
@@ -20,13 +21,12 @@ def plain(height: int, width: int, level: int = 100) -> np.ndarray:
     return np.full((height, width, 3), level, np.uint8)
 
 
-@pytest.mark.parametrize(
-    ("x", "y", "color"),
-    [
+@each(
+    x__y__color=[
         (1, 0, (255, 0, 0)),  # right is red
         (-1, 0, (0, 209, 255)),  # left: half way around the 55 hues, one and a half of 11 after cyan
         (0, 0, (255, 255, 255)),
-    ],
+    ]
 )
 def test_directions_have_the_colors_of_the_wheel(x, y, color):
     picture = flow_to_color(uniform_flow(x, y), max_magnitude=1.0)
@@ -68,13 +68,12 @@ def test_no_motion_is_white():
     np.testing.assert_array_equal(flow_to_color(np.zeros((2, 4, 5), np.float32)), 255)
 
 
-@pytest.mark.parametrize(
-    ("flow", "limit", "message"),
-    [
+@each(
+    flow__limit__message=[
         (np.zeros((3, 4, 4)), None, r"\[2, height, width\]"),
         (np.full((2, 4, 4), np.nan), None, "non-finite"),
         (np.zeros((2, 4, 4)), 0.0, "above 0"),
-    ],
+    ]
 )
 def test_unusable_flow_is_refused(flow, limit, message):
     with pytest.raises(InputError, match=message):
@@ -105,14 +104,13 @@ def test_a_row_may_be_empty():
     assert contact_sheet({"nothing": [], "one": [plain(8, 8)]}, 8).shape[0] == 4 + 2 * 12
 
 
-@pytest.mark.parametrize(
-    ("rows", "message"),
-    [
+@each(
+    rows__message=[
         ({}, "at least one"),
         ({"a": []}, "at least one"),
         ({"a": [np.zeros((4, 4), np.uint8)]}, r'"a" is uint8 \[4, 4\]'),
         ({"a": [np.zeros((4, 4, 3), np.float32)]}, "float32"),
-    ],
+    ]
 )
 def test_unusable_rows_are_refused(rows, message):
     with pytest.raises(InputError, match=message):
@@ -157,7 +155,7 @@ def test_legend_has_the_colors_of_the_flow():
     np.testing.assert_array_equal(legend[0], 250)
 
 
-@pytest.mark.parametrize(("scale", "diameter"), [(0.0, 200), (1.0, 10)])
+@each(scale__diameter=[(0.0, 200), (1.0, 10)])
 def test_unusable_legends_are_refused(scale: float, diameter: int):
     with pytest.raises(InputError):
         draw_flow_wheel(scale, diameter)

@@ -25,6 +25,7 @@ from dispose_rt.puppet import (
 )
 from dispose_rt.stages.pose import PersonDetector, PoseEstimator, find_poses
 from dispose_rt.types import Pose
+from tests.every import each
 from tests.stages.pose.golden_poses import PublishedEngine
 
 SIZES = ((192, 128), (256, 256), (128, 192), (1024, 576), (64, 64))
@@ -87,7 +88,7 @@ def test_nothing_but_the_joints_is_saturated():
     assert np.linalg.norm(chroma(naked), axis=0).max() < 25
 
 
-@pytest.mark.parametrize("joint", ["nose", "l-wrist", "r-ankle"])
+@each(joint=["nose", "l-wrist", "r-ankle"])
 def test_joint_is_drawn_where_it_is(joint):
     joints = place_joints(Stance(), 2 / 3)
     shown, without = draw_puppet(joints, 192, 128), draw_puppet(joints, 192, 128, hidden=[joint])
@@ -102,7 +103,7 @@ def test_neck_is_the_middle_of_the_shoulders():
         np.testing.assert_allclose(joints[NECK], joints[[index("r-shoulder"), index("l-shoulder")]].mean(axis=0))
 
 
-@pytest.mark.parametrize("width_to_height", [2 / 3, 3 / 4, 1.0, 16 / 9])
+@each(width_to_height=[2 / 3, 3 / 4, 1.0, 16 / 9])
 def test_dance_is_smooth_periodic_and_inside_the_frame(width_to_height):
     joints = dance(73, width_to_height)
     np.testing.assert_allclose(joints[36:], joints[:37], atol=1e-12)
@@ -120,7 +121,7 @@ def test_dance_without_energy_stands_still():
     np.testing.assert_array_equal(joints, np.broadcast_to(joints[0], joints.shape))
 
 
-@pytest.mark.parametrize(("height", "width"), SIZES)
+@each(height__width=SIZES)
 def test_every_joint_of_a_lossless_frame_is_found(stage, height, width):
     for joints, image in zip(*film(height, width), strict=True):
         pose = stage(image)
@@ -146,21 +147,19 @@ def rainbow(height: int, width: int) -> np.ndarray:
     return cv2.cvtColor(np.stack([hue, 0 * hue + 255, 0 * hue + 255], 2).astype(np.uint8), cv2.COLOR_HSV2RGB)
 
 
-@pytest.mark.parametrize(
-    "image",
-    [
-        draw_backdrop(192, 128),
-        np.zeros((64, 64, 3), np.uint8),
-        np.full((200, 300, 3), 255, np.uint8),
-        rainbow(192, 256),
-        draw_puppet(place_joints(Stance(), 2 / 3), 192, 128, hidden=list(JOINT_COLORS)),
-        draw_puppet(place_joints(Stance(), 2 / 3), 192, 128, hidden=list(JOINT_COLORS)[3:]),
-    ],
-    ids=["backdrop", "black", "white", "rainbow", "puppet without joints", "three coloured discs"],
+@each(
+    what__image=[
+        ("backdrop", draw_backdrop(192, 128)),
+        ("black", np.zeros((64, 64, 3), np.uint8)),
+        ("white", np.full((200, 300, 3), 255, np.uint8)),
+        ("rainbow", rainbow(192, 256)),
+        ("puppet without joints", draw_puppet(place_joints(Stance(), 2 / 3), 192, 128, hidden=list(JOINT_COLORS))),
+        ("three discs", draw_puppet(place_joints(Stance(), 2 / 3), 192, 128, hidden=list(JOINT_COLORS)[3:])),
+    ]
 )
-def test_nobody_is_found_where_nobody_is(stage, image):
-    assert len(stage.detector.detect(image)) == 0
-    assert not stage(image).visible.any()
+def test_nobody_is_found_where_nobody_is(stage, what, image):
+    assert len(stage.detector.detect(image)) == 0, what
+    assert not stage(image).visible.any(), what
 
 
 def test_hidden_joints_have_low_scores_and_lie_in_the_crop(stage):

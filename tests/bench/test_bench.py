@@ -25,6 +25,7 @@ from dispose_rt.bench.plot import save_plot
 from dispose_rt.contract import SchedulerConstants, Sizes
 from dispose_rt.engines.manifest import Manifest
 from dispose_rt.errors import Cancelled, EngineError, InputError, ManifestError, OutputError
+from tests.every import each
 from tests.golden_case import GoldenCase
 from tests.golden_data import GOLDEN
 
@@ -448,9 +449,8 @@ def test_what_is_no_record_is_refused(text: str, bench: Bench, tmp_path: Path) -
 # plans, clips, engines
 
 
-@pytest.mark.parametrize(
-    ("plan", "message"),
-    [
+@each(
+    plan__message=[
         (Plan(ref="a.png"), "--ref and --video go together"),
         (Plan(ref="a.png", video="b.mp4", frames=3), "a video has its own"),
         (Plan(runs=0, frames=0), "--runs is 0.*--frames is 0"),
@@ -460,7 +460,7 @@ def test_what_is_no_record_is_refused(text: str, bench: Bench, tmp_path: Path) -
         (Plan(overlap=3), r"overlap is 3; with tiles of 4 frames it must lie in 0\.\.2"),
         (Plan(steps=0), "steps is 0"),
         (Plan(stride=0), "stride is 0"),
-    ],
+    ]
 )
 def test_plans_that_do_not_fit_are_refused(plan: Plan, message: str) -> None:
     with pytest.raises(InputError, match=message):

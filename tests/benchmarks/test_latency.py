@@ -34,6 +34,7 @@ pytest.importorskip("torch")
 from benchmarks.reference.results import Baseline, BaselineSetting, StepTimes
 from benchmarks.speed import graph_step, latency, unfinished_directory
 from benchmarks.speed.latency_baseline import Comparison, Ours, measure_beside, scale_of
+from tests.every import each
 
 CASE = GoldenCase("one_tile_64")
 STAGES = ("pose", "load", "motion", "appearance", "conditions", "denoise", "decode")
@@ -114,7 +115,7 @@ class DenoisingAnimator:
         return Animation(np.zeros((6, 2, 2, 3), np.uint8), 24, {"denoise": 1.0}, 5)
 
 
-@pytest.mark.parametrize("captured", [True, False])
+@each(captured=[True, False])
 def test_whether_steps_were_captured_is_said_in_every_run(captured: bool) -> None:
     loader = CountingLoader() if captured else RefusingLoader()
     animator: Any = DenoisingAnimator(loader)

@@ -15,6 +15,7 @@ from dispose_rt.clip.store import ResidentClip, Rows, StreamedClip
 from dispose_rt.contract import Sizes
 from dispose_rt.device import CpuDevice, open_device
 from dispose_rt.errors import OutOfMemoryError
+from tests.every import each
 from tests.fakes.cuda import FakeCuda, install
 from tests.fakes.engine import FakeLoader
 from tests.stages.denoise.test_loop import Clip, Setup
@@ -70,7 +71,7 @@ def test_on_the_cpu_it_is_the_arrays() -> None:
     kept.free()
 
 
-@pytest.mark.parametrize("controls", [True, False])
+@each(controls=[True, False])
 def test_the_denoiser_s_engines_take_all_they_need_before_conditions_are_placed(controls: bool) -> None:
     setup = Setup(controls, FakeLoader())
     pool = setup.loader.device.pool
@@ -124,7 +125,7 @@ def test_the_plan_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     assert re.search(r"100 frames takes .* MB of device and .* MB of host memory .* 'host'", line)
 
 
-@pytest.mark.parametrize("place", ["device", "host", "recompute"])
+@each(place=["device", "host", "recompute"])
 def test_a_chosen_place_may_take_all_that_is_free_and_not_more(place: str) -> None:
     plan = estimate_clip(9000, FULL, FULL_ROWS, place)
     exact = room_for(plan)
@@ -160,7 +161,7 @@ def test_frames_that_are_kept_count() -> None:
         plan_full(free, kept_bytes=3 * FULL.width * FULL.height)
 
 
-@pytest.mark.parametrize("place", ["device", "host", "recompute"])
+@each(place=["device", "host", "recompute"])
 def test_on_the_cpu_both_take_the_same_memory(place: str) -> None:
     plan = estimate_clip(9000, FULL, FULL_ROWS, place)
     both = plan.device_bytes + plan.host_bytes
@@ -190,9 +191,7 @@ def test_the_room_of_a_gpu_counts_what_others_give_back(cuda: FakeCuda, monkeypa
     device.close()
 
 
-@pytest.mark.parametrize(
-    ("place", "kind"), [("device", ResidentClip), ("host", StreamedClip), ("recompute", RecomputedClip)]
-)
+@each(place__kind=[("device", ResidentClip), ("host", StreamedClip), ("recompute", RecomputedClip)])
 def test_the_plan_is_carried_out(place: str, kind: type) -> None:
     rows: dict[str, Rows] = {"pose_latents": ((3, 2), "float16")}
     plan = plan_run(9, Sizes(64, 64, tile=4), rows, place, LARGE)

@@ -90,7 +90,7 @@ def test_every_tile_gets_its_frames_step_after_step(kind: str, frames: int, over
     assert device.pool.used_bytes == 0
 
 
-@pytest.mark.parametrize("kind", ["device", "host"])
+@each(kind=["device", "host"])
 def test_rows_are_written_in_any_order(kind: str) -> None:
     stream = CpuDevice().stream()
     store = make(kind, 5, stream.device)
@@ -200,14 +200,13 @@ def test_only_what_is_on_the_device_can_be_captured() -> None:
             stream.capture(lambda store=store: store.load(0, slots, {}, stream))  # type: ignore[misc]
 
 
-@pytest.mark.parametrize(
-    ("frames", "expected"),
-    [
+@each(
+    frames__expected=[
         ([0, 1, 2, 3], [(0, 0, 4)]),
         ([0, 5, 6, 7], [(0, 0, 1), (1, 5, 3)]),
         ([0, 1, 1, 1], [(0, 0, 2), (2, 1, 1), (3, 1, 1)]),
         ([0], [(0, 0, 1)]),
-    ],
+    ]
 )
 def test_runs_of_frames(frames: list[int], expected: list[tuple[int, int, int]]) -> None:
     assert runs(np.array(frames, np.int32)) == expected

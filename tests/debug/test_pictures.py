@@ -26,6 +26,7 @@ from dispose_rt.pictures import JPEG_QUALITY, flow_to_color
 from dispose_rt.puppet import Stance, dance, draw_backdrop, draw_puppet
 from dispose_rt.stages.appearance import scatter
 from dispose_rt.types import Detected, Motion, PointTables, Pose, StepTrace
+from tests.every import each
 
 WIDTH, HEIGHT = 64, 128
 FRAME_WIDTH, FRAME_HEIGHT = 80, 60
@@ -199,7 +200,7 @@ def test_all_that_is_wanted_exists() -> None:
     assert DebugPictures.wants <= set(NAMES)
 
 
-@pytest.mark.parametrize("limit", [1, 2, 5, 12])
+@each(limit=[1, 2, 5, 12])
 def test_spread_numbers(limit: int) -> None:
     before: set[int] = set()
     for count in range(200):
@@ -373,7 +374,7 @@ def test_preview_of_latents() -> None:
     )
 
 
-@pytest.mark.parametrize("seed", range(4))
+@each(seed=range(4))
 def test_cells_of_a_level_are_those_that_the_kernel_fills(seed: int) -> None:
     occupied = np.random.default_rng(seed).random((8, 12)) < 0.4
     stream = CpuDevice().stream()

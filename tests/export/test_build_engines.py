@@ -32,6 +32,7 @@ from dispose_rt_export.compile import trace as onnx_export
 from dispose_rt.contract import NETWORKS, Sizes
 from dispose_rt.engines.manifest import FILE_NAME, read_manifest
 from dispose_rt.errors import EngineError, InputError, ManifestError, VerificationError
+from tests.every import each
 
 SMALL = ("pose_net", "point_encoder")
 SIZE = (64, 64)
@@ -176,7 +177,7 @@ def test_unusable_sizes_are_refused_before_anything_is_written(golden_checkpoint
     assert not (tmp_path / "e").exists()
 
 
-@pytest.mark.parametrize("text", ["", "576", "576x", "x576", "576 1024", "576x1024x3", "-64x64", "6.4x64", "axb"])
+@each(text=["", "576", "576x", "x576", "576 1024", "576x1024x3", "-64x64", "6.4x64", "axb"])
 def test_unreadable_sizes_are_refused(text):
     with pytest.raises(InputError, match="WIDTHxHEIGHT"):
         parse_size(text)
@@ -319,7 +320,7 @@ def test_float32_attention_at_full_size_is_more_than_a_gpu_holds():
     assert unfused_attention_bytes(Sizes(576, 1024)) == 32 * 5 * 9216 * 9216 * 4
 
 
-@pytest.mark.parametrize("text", ["", "89", "sm89", "sm_", "sm_9", "gpu", "sm_89,", "sm_89 sm_120"])
+@each(text=["", "89", "sm89", "sm_", "sm_9", "gpu", "sm_89,", "sm_89 sm_120"])
 def test_unreadable_targets_are_refused(text):
     with pytest.raises(InputError, match="no compute capability"):
         parse_targets(text)

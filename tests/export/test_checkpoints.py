@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from dispose_rt.contract import NETWORKS, Sizes
 from dispose_rt.errors import CheckpointError
+from tests.every import each
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 DTYPES = {"F16": torch.float16, "F32": torch.float32, "I64": torch.int64}
@@ -102,7 +103,7 @@ def test_configs_are_parsed(golden_checkpoint: Path) -> None:
     assert configs["svd_scheduler"]["sigma_max"] == 700.0
 
 
-@pytest.mark.parametrize("network", BUILDERS)
+@each(network=BUILDERS)
 def test_published_sizes_fit(network: str) -> None:
     """Every key and shape of the full-size files is taken, and the outputs have the contract's shapes."""
     spec, sizes = NETWORKS[network], Sizes(1024, 576)
@@ -116,9 +117,8 @@ def test_published_sizes_fit(network: str) -> None:
     assert [tuple(output.shape) for output in outputs] == [sizes.resolve(t.shape, dynamic) for t in spec.outputs]
 
 
-@pytest.mark.parametrize(
-    ("network", "component", "key"),
-    [
+@each(
+    network__component__key=[
         ("cmp_image_encoder", "cmp", "image_encoder.layer3.0.conv2.weight"),
         ("cmp_flow_decoder", "cmp", "flow_decoder.head.bias"),
         ("image_encoder", "image_encoder", "visual_projection.weight"),
@@ -127,7 +127,7 @@ def test_published_sizes_fit(network: str) -> None:
         ("dift", "sd15_unet", "mid_block.resnets.0.conv1.weight"),
         ("dift", "sd15_vae", "encoder.mid_block.attentions.0.query.weight"),
         ("dift", "sd15_text_encoder", "text_model.final_layer_norm.weight"),
-    ],
+    ]
 )
 def test_builders_are_strict(network: str, component: str, key: str) -> None:
     def edit(name: str, tensors: dict[str, Tensor]) -> None:
@@ -166,7 +166,7 @@ def pair_tensors() -> dict[str, Tensor]:
     return {name: t.half() if t.is_floating_point() else t for name, t in tensors.items()}
 
 
-@pytest.mark.parametrize("device", ["cpu", "meta"])
+@each(device=["cpu", "meta"])
 def test_load_strict_makes_float32_copies(device: str) -> None:
     tensors = pair_tensors()
     with torch.device(device):

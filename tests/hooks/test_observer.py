@@ -10,6 +10,7 @@ import pytest
 from dispose_rt import Observer
 from dispose_rt.errors import InputError
 from dispose_rt.hooks.observer import NAMES, NO_OBSERVER, as_observer, is_wanted
+from tests.every import each
 
 
 class Choosy:
@@ -89,7 +90,7 @@ def test_a_wish_that_does_not_exist() -> None:
         as_observer(Choosy("pose"))
 
 
-@pytest.mark.parametrize("given", [3, Observer, Choosy])
+@each(given=[3, Observer, Choosy])
 def test_what_is_no_observer_is_refused(given: Any) -> None:
     with pytest.raises(InputError, match=r"pass a function \(name, value\), an instance of a subclass of Observer"):
         as_observer(given)

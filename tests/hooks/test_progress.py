@@ -12,6 +12,7 @@ import pytest
 
 from dispose_rt.errors import Cancelled
 from dispose_rt.hooks.progress import Progress, StageTimer
+from tests.every import each
 
 
 def ticks_of(*calls: tuple[Any, ...]) -> list[tuple[str, int, int | None]]:
@@ -40,7 +41,7 @@ def test_nothing_is_told_twice_and_nothing_falls() -> None:
     assert [done for _, done, _ in ticks_of(*calls)] == [0, 1, 3, 5]
 
 
-@pytest.mark.parametrize(("expected", "came"), [(5, 3), (3, 5)])
+@each(expected__came=[(5, 3), (3, 5)])
 def test_the_end_says_how_many_there_were(expected: int, came: int) -> None:
     steps = [("step", "pose", done, max(expected, done)) for done in range(1, came + 1)]
     assert ticks_of(("begin", "pose", expected), *steps, ("end", "pose", came))[-1] == ("pose", came, came)
@@ -51,7 +52,7 @@ def test_a_stage_may_begin_again() -> None:
     assert [done for _, done, _ in ticks_of(*twice)] == [0, 1, 0, 1]
 
 
-@pytest.mark.parametrize(("last", "total"), [((), 3), ((7,), 7)])
+@each(last__total=[((), 3), ((7,), 7)])
 def test_an_unknown_total_is_none_until_the_end(last: tuple[int, ...], total: int) -> None:
     steps = [("step", "pose", done, None) for done in (1, 2, 3)]
     ticks = ticks_of(("begin", "pose", None), *steps, ("end", "pose", *last))

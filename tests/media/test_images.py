@@ -356,7 +356,7 @@ def test_an_unknown_orientation_is_left_alone(tmp_path: Path, value: int) -> Non
     assert read_image(tmp_path / "odd.png").shape == (48, 80, 3)
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "HSV", "I", "I;16"])
+@each(mode=["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "HSV", "I", "I;16"])
 def test_pil_modes(mode: str) -> None:
     grey = Image.fromarray(np.tile(np.arange(0, 250, 5, dtype=np.uint8), (20, 1)))
     if mode.startswith("I"):

@@ -16,6 +16,7 @@ from dispose_rt.device import CpuDevice, round_to_bfloat16, widen_bfloat16
 from dispose_rt.errors import EngineError, InputError
 from dispose_rt.stages.appearance import encode_points, group_points, joint_embeddings, scatter
 from dispose_rt.types import PointTables, Track
+from tests.every import each
 from tests.fakes.engine import FakeEngine
 from tests.fakes.scarce_memory import fail_at_every_allocation
 from tests.golden_data import load_golden
@@ -101,7 +102,7 @@ def golden_case(case: str) -> tuple[dict[str, np.ndarray], Track, int, int]:
     return arrays, Track(arrays["candidate"][:, :18], arrays["subset"][:, 0] >= 0), height, width
 
 
-@pytest.mark.parametrize("case", CASES)
+@each(case=CASES)
 def test_joint_embeddings_are_the_reference_s(case: str) -> None:
     arrays, track, height, width = golden_case(case)
     embeddings = read_joints(arrays["dift"], track, height, width)
@@ -109,7 +110,7 @@ def test_joint_embeddings_are_the_reference_s(case: str) -> None:
     np.testing.assert_array_equal(embeddings.any(axis=1), track.visible[0])
 
 
-@pytest.mark.parametrize("case", E2E_CASES)
+@each(case=E2E_CASES)
 def test_joint_embeddings_of_the_end_to_end_cases(case: str) -> None:
     arrays = load_golden("e2e")
     track = Track(arrays[f"{case}.aligned_candidate"][:, :18], arrays[f"{case}.aligned_subset"][:, 0] >= 0)
@@ -127,8 +128,7 @@ def test_height_and_width_are_swapped_on_purpose() -> None:
     assert np.abs(straight - arrays["ref_point_emb"][0, visible]).max() > 0.1
 
 
-@pytest.mark.parametrize("limit", [1, 7, 256])
-@pytest.mark.parametrize("case", CASES)
+@each(case=CASES, limit=[1, 7, 256])
 def test_point_features_are_the_reference_s(case: str, limit: int, golden_layers: Layers) -> None:
     arrays, track, height, width = golden_case(case)
     encoder = point_encoder(golden_layers, limit)
@@ -172,9 +172,14 @@ def test_the_same_set_of_joints_is_encoded_once_over_the_clip() -> None:
     assert [np.count_nonzero(frame >= 0) for frame in groups.cells] == [2, 2, 2, 2, 3]
 
 
-@pytest.mark.parametrize(
-    ("place", "cell"),
-    [((-1e-9, 0.5), None), ((0.5, -0.2), None), ((1.0, 1.0), (3, 3)), ((7.5, 0.3), (1, 3)), ((0.0, 0.0), (0, 0))],
+@each(
+    place__cell=[
+        ((-1e-9, 0.5), None),
+        ((0.5, -0.2), None),
+        ((1.0, 1.0), (3, 3)),
+        ((7.5, 0.3), (1, 3)),
+        ((0.0, 0.0), (0, 0)),
+    ]
 )
 def test_joints_outside_are_skipped_or_clamped_by_side(
     place: tuple[float, float], cell: tuple[int, int] | None
@@ -227,7 +232,7 @@ def test_a_clip_without_visible_joints_has_zero_features_of_the_encoder_s_shape(
     assert not any(level.any() for level in levels)
 
 
-@pytest.mark.parametrize("compute_dtype", ["float16", "bfloat16"])
+@each(compute_dtype=["float16", "bfloat16"])
 def test_the_encoder_s_precision_passes_through(compute_dtype: str) -> None:
     layers = random_layers(np.random.default_rng(0))
     halves = {"float16": np.float16, "bfloat16": round_to_bfloat16}  # bfloat16 shows as its bits in a fake engine
@@ -255,7 +260,7 @@ def test_any_range_of_frames_can_be_looked_at() -> None:
                 np.testing.assert_array_equal(part, level[start:stop])
 
 
-@pytest.mark.parametrize("cell", [-2, 3])
+@each(cell=[-2, 3])
 def test_cells_of_groups_that_do_not_exist_are_refused(cell: int) -> None:
     stream = CpuDevice().stream()
     tables = tuple(stream.device.zeros((3, channels), "float32", stream) for channels in (2, 3, 4, 4))
@@ -266,7 +271,7 @@ def test_cells_of_groups_that_do_not_exist_are_refused(cell: int) -> None:
         PointTables(cells, tables)
 
 
-@pytest.mark.parametrize(("height", "width"), [(96, 64), (64, 80)])
+@each(height__width=[(96, 64), (64, 80)])
 def test_sizes_that_the_pyramid_cannot_have_are_refused(height: int, width: int) -> None:
     encoder = point_encoder(random_layers(np.random.default_rng(0)))
     with pytest.raises(InputError, match=f"{width} x {height}.*divisible by 64"):
@@ -324,7 +329,7 @@ def test_joints_that_are_missing_in_the_reference_have_zero_embeddings() -> None
     np.testing.assert_array_equal(embeddings.any(axis=1), np.isin(np.arange(18), [2, 3]))
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf])
+@each(value=[np.nan, np.inf])
 def test_visible_joints_that_are_not_finite_are_named(value: float) -> None:
     track = one_frame({2: (0.5, value)}, frames=2)
     with pytest.raises(InputError, match=r"frames \[0, 1\]"):

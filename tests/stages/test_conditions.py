@@ -12,6 +12,7 @@ from dispose_rt.device import CpuDevice
 from dispose_rt.errors import InputError, OutOfMemoryError
 from dispose_rt.stages.conditions import PoseLatents, added_time_ids, clip_pixels
 from dispose_rt.stages.motion import MotionFeatures
+from tests.every import each
 from tests.fakes.deferred_device import DeferredDevice
 from tests.fakes.engine import FakeEngine
 from tests.fakes.scarce_memory import fail_at_every_allocation
@@ -19,7 +20,7 @@ from tests.fakes.scarce_memory import fail_at_every_allocation
 SIZES = Sizes(64, 128, tile=3, channels=(3, 8, 8, 8))
 
 
-@pytest.mark.parametrize("case", ["small", "large"])
+@each(case=["small", "large"])
 def test_clip_pixels_match_golden(golden, case):
     nets = golden("nets")
     expected = nets[f"clip.{case}.pixel_values"]

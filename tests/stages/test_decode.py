@@ -83,7 +83,7 @@ def test_a_chunk_that_does_not_fit_is_halved_and_that_is_said() -> None:
     np.testing.assert_array_equal(np.concatenate(parts), decode_plainly(values, 1))
 
 
-@pytest.mark.parametrize(("fits", "chunk"), [(2, 4), (0, None)])
+@each(fits__chunk=[(2, 4), (0, None)])
 def test_a_chosen_chunk_and_a_single_frame_are_not_halved(fits: int, chunk: int | None) -> None:
     decoder = Decoder(fits)
     _, latents = draw(6, decoder)

@@ -20,6 +20,7 @@ from dispose_rt.device.cpu import CpuStream
 from dispose_rt.errors import InputError
 from dispose_rt.stages.motion import MotionFields, joint_tracks_px, nearest_table, sparse_hints, trajectory_impulses
 from dispose_rt.types import Motion, Track
+from tests.every import each
 from tests.fakes.deferred_device import DeferredDevice
 from tests.fakes.engine import FakeEngine
 from tests.fakes.scarce_memory import fail_at_every_allocation
@@ -123,14 +124,14 @@ def golden_case(file: str, case: str) -> dict[str, np.ndarray]:
     return {name.removeprefix(f"{case}."): a for name, a in load_golden(file).items() if name.startswith(f"{case}.")}
 
 
-@pytest.mark.parametrize("case", TRAJECTORY_CASES)
+@each(case=TRAJECTORY_CASES)
 def test_tracks_are_the_reference_s(case: str) -> None:
     arrays = golden_case("trajectory", case)
     tracks = joint_tracks_px(golden_track(arrays), *map(int, arrays["hw"]))
     np.testing.assert_array_equal(tracks.transpose(1, 0, 2), arrays["track"])
 
 
-@pytest.mark.parametrize("case", TRAJECTORY_CASES)
+@each(case=TRAJECTORY_CASES)
 def test_impulses_are_the_reference_s(case: str) -> None:
     """What is blurred: displacements, assigned in joint order at truncated positions, where the joint is visible."""
     arrays = golden_case("trajectory", case)
@@ -158,14 +159,14 @@ def test_one_impulse_spreads_as_the_reference_s_kernel() -> None:
     np.testing.assert_allclose(flow.sum((0, 2, 3)), [1, -2], rtol=1e-5)
 
 
-@pytest.mark.parametrize("case", TRAJECTORY_CASES)
+@each(case=TRAJECTORY_CASES)
 def test_trajectory_flow_is_the_reference_s(case: str) -> None:
     arrays = golden_case("trajectory", case)
     flow = trajectory_flow(golden_track(arrays), *map(int, arrays["hw"]))
     np.testing.assert_allclose(flow, arrays["traj_flow"][0], rtol=0, atol=FLOW_TOLERANCE)
 
 
-@pytest.mark.parametrize("case", E2E_CASES)
+@each(case=E2E_CASES)
 def test_trajectory_flow_of_the_end_to_end_cases(case: str) -> None:
     arrays = golden_case("e2e", case)
     height, width = arrays["ref_crop"].shape[:2]
@@ -188,7 +189,7 @@ def all_hint_cases() -> dict[str, tuple[Track, int, int, np.ndarray, np.ndarray]
     return cases
 
 
-@pytest.mark.parametrize("case", [*TRAJECTORY_CASES, *E2E_CASES, "cmp"])
+@each(case=[*TRAJECTORY_CASES, *E2E_CASES, "cmp"])
 def test_hints_are_exact(case: str) -> None:
     track, height, width, expected_flow, expected_mask = all_hint_cases()[case]
     with motion_fields(blank(height, width), track) as fields:
@@ -198,12 +199,11 @@ def test_hints_are_exact(case: str) -> None:
     np.testing.assert_array_equal(np.concatenate([call["mask"] for call in asked]), expected_mask[0])
 
 
-@pytest.mark.parametrize(
-    ("file", "prefix", "image"),
-    [
+@each(
+    file__prefix__image=[
         *[("trajectory", f"{case}.", "image") for case in TRAJECTORY_CASES],
         *[("e2e", f"{c}.", "ref_crop") for c in E2E_CASES],
-    ],
+    ]
 )
 def test_cmp_sees_the_nearest_resize(file: str, prefix: str, image: str) -> None:
     arrays = load_golden(file)
@@ -215,7 +215,7 @@ def test_cmp_sees_the_nearest_resize(file: str, prefix: str, image: str) -> None
     np.testing.assert_array_equal(seen, expected.astype(np.float32) / np.float32(255) * np.float32(2) - np.float32(1))
 
 
-@pytest.mark.parametrize("length", [64, 320, 448, 576, 896, 1024, 1600])
+@each(length=[64, 320, 448, 576, 896, 1024, 1600])
 def test_nearest_resize_rounds_as_torch_does(length: int) -> None:
     """Single precision decides which pixel is taken: at 448 and 896 the exact quotient would take another."""
     torch = pytest.importorskip("torch")
@@ -248,8 +248,7 @@ def test_dense_flow_is_the_reference_s_after_the_network() -> None:
     assert len(calls) == 2
 
 
-@pytest.mark.parametrize("case", TRAJECTORY_CASES[:2])
-@pytest.mark.parametrize("limit", [1, 2, 16])
+@each(limit=[1, 2, 16], case=TRAJECTORY_CASES[:2])
 def test_the_image_encoder_runs_once_and_frames_come_in_batches(case: str, limit: int) -> None:
     arrays = golden_case("trajectory", case)
     track, image = golden_track(arrays), arrays["image"]
@@ -351,7 +350,7 @@ def test_filling_queues_and_waits_for_nothing(monkeypatch: pytest.MonkeyPatch) -
             np.testing.assert_array_equal(flow, expected)
 
 
-@pytest.mark.parametrize(("start", "stop"), [(-1, 2), (0, 5), (3, 2)])
+@each(start__stop=[(-1, 2), (0, 5), (3, 2)])
 def test_frames_that_are_not_there_are_refused(start: int, stop: int) -> None:
     with motion_fields(blank(64, 64), moving_track(4)) as fields:
         array = fields._stream.device.empty((2, 2, 64, 64), "float32")
@@ -360,8 +359,7 @@ def test_frames_that_are_not_there_are_refused(start: int, stop: int) -> None:
         array.free()
 
 
-@pytest.mark.parametrize("wrong", ["trajectory", "dense"])
-@pytest.mark.parametrize(("shape", "dtype"), [((3, 2, 64, 64), "float32"), ((2, 2, 64, 64), "int32")])
+@each(shape__dtype=[((3, 2, 64, 64), "float32"), ((2, 2, 64, 64), "int32")], wrong=["trajectory", "dense"])
 def test_arrays_of_another_shape_are_refused(wrong: str, shape: tuple[int, ...], dtype: str) -> None:
     with motion_fields(blank(64, 64), moving_track(4)) as fields:
         device = fields._stream.device
@@ -447,7 +445,7 @@ def test_trajectory_flow_follows_the_rules_on_any_track(track: Track, height: in
     np.testing.assert_allclose(flow, expected, rtol=0, atol=1e-6 * max(1, np.abs(expected).max(initial=0)))
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@each(value=[np.nan, np.inf, -np.inf])
 def test_visible_joints_that_are_not_finite_are_named(value: float) -> None:
     joints = np.full((4, 18, 2), 0.5)
     joints[[1, 3], 7, 0] = value
@@ -457,9 +455,7 @@ def test_visible_joints_that_are_not_finite_are_named(value: float) -> None:
             prepare(track, 64, 64)
 
 
-@pytest.mark.parametrize(
-    "image", [np.zeros((64, 64), np.uint8), np.zeros((64, 64, 4), np.uint8), np.zeros((64, 64, 3))]
-)
+@each(image=[np.zeros((64, 64), np.uint8), np.zeros((64, 64, 4), np.uint8), np.zeros((64, 64, 3))])
 def test_images_that_are_no_rgb_pixels_are_refused(image: np.ndarray) -> None:
     stream = CpuDevice().stream()
     with pytest.raises(InputError, match="uint8"):

@@ -14,7 +14,7 @@ import pytest
 
 from dispose_rt.engines.backends.tensorrt_flavour import Flavour, load_flavour, portable_plan_runs_on, tensorrt_version
 from dispose_rt.errors import DeviceError, EngineError, InputError
-from tests.every import every_item
+from tests.every import each, every_item
 from tests.fakes import cuda as fake_cuda
 from tests.fakes.tensorrt import FakeContext, FakeEngine, FakeRuntime, FakeTrt
 
@@ -32,7 +32,7 @@ def test_an_old_version_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         load_flavour("tensorrt")
 
 
-@pytest.mark.parametrize(("version", "flags"), [("10.14.1.48", 2), ("11.0.0", 0), ("11.4.0.1", 0)])
+@each(version__flags=[("10.14.1.48", 2), ("11.0.0", 0), ("11.4.0.1", 0)])
 def test_networks_are_strongly_typed_in_every_version(version: str, flags: int) -> None:
     trt = SimpleNamespace(
         __version__=version, NetworkDefinitionCreationFlag=SimpleNamespace(STRONGLY_TYPED=1, EXPLICIT_BATCH=0)

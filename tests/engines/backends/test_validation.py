@@ -12,6 +12,7 @@ from dispose_rt.contract import NETWORKS, Sizes
 from dispose_rt.doctor.trials import sample_inputs
 from dispose_rt.engines.backends.validation import check_inputs, check_outputs_finite, host_dtype
 from dispose_rt.errors import EngineError, InputError
+from tests.every import each
 
 SIZES = Sizes(64, 64, 5, 2, (32, 64, 128, 128), 48, 96)
 DTYPES = ("float32", "float16", "bfloat16")
@@ -22,7 +23,7 @@ def test_host_dtypes_are_numpys() -> None:
     assert [host_dtype(dtype) for dtype in DTYPES] == ["float32", "float16", "float32"]
 
 
-@pytest.mark.parametrize("compute_dtype", DTYPES)
+@each(compute_dtype=DTYPES)
 def test_sampled_inputs_are_what_the_contract_asks_for(compute_dtype: str) -> None:
     failures = []
     for network, spec in NETWORKS.items():
@@ -45,7 +46,7 @@ def test_bfloat16_travels_as_float32() -> None:
         check_inputs(spec, SIZES, "bfloat16", halves)
 
 
-@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+@each(dtype=["float16", "float32", "float64"])
 def test_one_bad_value_anywhere_is_found(dtype: str) -> None:
     missed = []
     for value, place in itertools.product(NON_FINITE, (0, 7, 59)):
@@ -61,7 +62,7 @@ def test_one_bad_value_anywhere_is_found(dtype: str) -> None:
     assert missed == []
 
 
-@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+@each(dtype=["float16", "float32", "float64"])
 def test_finite_values_pass(dtype: str) -> None:
     info = np.finfo(dtype)
     extremes = [info.max, info.min, info.tiny, -info.tiny, info.smallest_subnormal, 0.0, -0.0]
@@ -83,13 +84,12 @@ def test_integers_are_finite() -> None:
     check_outputs_finite("unet", "float16", {"x": np.array([2**31 - 1, -1], np.int32)})
 
 
-@pytest.mark.parametrize(
-    ("compute_dtype", "advice"),
-    [
+@each(
+    compute_dtype__advice=[
         ("float16", "--precision bf16 or fp32"),
         ("bfloat16", "--precision fp32"),
         ("float32", "weights or inputs are at fault. Check the checkpoint"),
-    ],
+    ]
 )
 def test_the_advice_fits_the_precision(compute_dtype: str, advice: str) -> None:
     bad = np.array([1, np.nan, np.inf], np.float32)

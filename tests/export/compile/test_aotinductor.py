@@ -21,6 +21,7 @@ from dispose_rt.engines.backends import Engine
 from dispose_rt.engines.backends.aotinductor import AotInductorEngine, AotInductorLoader
 from dispose_rt.errors import DeviceError, EngineError, InputError, VerificationError
 from tests.engines.aotinductor_packages import build_module, compile_once, manifest_for, small_sizes
+from tests.every import each
 
 POINTS, MOTION = "point_encoder", "motion_encoder"
 Packages = Callable[..., Path]
@@ -259,7 +260,7 @@ def test_targets() -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-@pytest.mark.parametrize("devices", [(), ("sm_90",)])
+@each(devices=[(), ("sm_90",)])
 def test_a_gpu_that_is_not_here_is_no_target(devices: tuple[str, ...]) -> None:
     with pytest.raises(DeviceError, match="only where it is.*--target cpu"):
         package_target(devices)

@@ -22,6 +22,7 @@ from dispose_rt.engines.backends import aotinductor, aotinductor_package
 from dispose_rt.engines.backends.aotinductor import AotInductorLoader
 from dispose_rt.errors import DeviceError, DisposeError, EngineError, InputError
 from tests.engines.aotinductor_packages import compile_once, manifest_for, relabel, rewrite, small_sizes
+from tests.every import each
 from tests.fakes import cuda as fake_cuda
 
 POINTS, MOTION = "point_encoder", "motion_encoder"
@@ -75,14 +76,13 @@ for attempt in attempts:
         assert f"pip install 'torch=={version}'" in line
 
 
-@pytest.mark.parametrize(
-    ("device", "targets", "error", "words"),
-    [
+@each(
+    device__targets__error__words=[
         ("tpu", ("cpu",), InputError, "pass auto, cpu, cuda or cuda:N"),
         ("cpu:1", ("cpu",), InputError, "'cpu:1' is not known"),
         ("cpu", ("sm_90",), DeviceError, "compiled for sm_90, device is 'cpu'.*--target cpu"),
         ("cpu", (), DeviceError, "compiled for no device"),
-    ],
+    ]
 )
 def test_devices_that_do_not_fit(
     device: str, targets: tuple[str, ...], error: type[DisposeError], words: str, packages: Packages, sizes: Sizes
@@ -92,8 +92,7 @@ def test_devices_that_do_not_fit(
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-@pytest.mark.parametrize("device", ["cuda", "cuda:1"])
-@pytest.mark.parametrize("targets", [("cpu",), ("sm_90",)])
+@each(targets=[("cpu",), ("sm_90",)], device=["cuda", "cuda:1"])
 def test_without_a_gpu_the_error_says_why(
     device: str, targets: tuple[str, ...], packages: Packages, sizes: Sizes
 ) -> None:

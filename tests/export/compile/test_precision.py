@@ -24,6 +24,7 @@ from onnx import TensorProto
 from torch import Tensor, nn
 
 from dispose_rt.contract import NETWORKS, NetworkSpec, Sizes, TensorSpec
+from tests.every import each
 from tests.golden_case import GoldenCase
 
 SIZES = Sizes(64, 64, tile=2, chunk=2, channels=(32, 64, 128, 128), embed=48, dift=96)
@@ -54,7 +55,7 @@ def run(network: nn.Module, inputs: list[Tensor]) -> tuple[Tensor, ...]:
     return (outputs,) if isinstance(outputs, Tensor) else outputs
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@each(dtype=[torch.float16, torch.bfloat16])
 def test_norms_keep_float32_and_their_unrounded_weights(dtype: torch.dtype) -> None:
     module = Small()
     nn.init.normal_(module.norm.weight)
@@ -76,7 +77,7 @@ def test_parts_keep_float32_and_their_own_norms() -> None:
     assert isinstance(second.norm, nn.GroupNorm)
 
 
-@pytest.mark.parametrize("policy", [Policy("test", reduced=False), Policy("test")])
+@each(policy=[Policy("test", reduced=False), Policy("test")])
 def test_nothing_changes_where_nothing_is_reduced(policy: Policy) -> None:
     module = Small()
     reduce_precision(module, policy, torch.float32 if policy.reduced else torch.float16)
@@ -99,15 +100,14 @@ def test_squares_of_a_norm_do_not_fit_half_precision() -> None:
     assert relative_error(Float32Layer(layer)(half).float().numpy(), expected.numpy()) < 1e-3
 
 
-@pytest.mark.parametrize("name", [name for name in NETWORKS if not NETWORKS[name].published])
+@each(name=[name for name in NETWORKS if not NETWORKS[name].published])
 def test_every_part_of_the_table_exists(name: str) -> None:
     module = random_module(name, scale="toy")
     for part in POLICIES[name].parts:
         module.get_submodule(part)
 
 
-@pytest.mark.parametrize("precision", ["fp16", "bf16"])
-@pytest.mark.parametrize("name", REDUCED)
+@each(name=REDUCED, precision=["fp16", "bf16"])
 def test_reduced_networks_are_close_to_float32_in_torch(name: str, precision: str) -> None:
     """PyTorch rounds every result, which ONNX Runtime does not: it computes half-precision graphs in float32."""
     dtype = {"fp16": "float16", "bf16": "bfloat16"}[precision]

@@ -390,8 +390,7 @@ def test_runs_with_and_without_controls_take_turns_on_the_same_engines() -> None
     np.testing.assert_array_equal(setup.run(with_controls), first)
 
 
-@pytest.mark.parametrize("network", ["controlnet", "unet"])
-@pytest.mark.parametrize("step", [0, 2])
+@each(step=[0, 2], network=["controlnet", "unet"])
 def test_non_finite_values_name_the_network(network: str, step: int) -> None:
     setup = Setup()
     engine = getattr(setup, network)
@@ -413,8 +412,10 @@ def test_non_finite_values_name_the_network(network: str, step: int) -> None:
     np.testing.assert_array_equal(setup.run(Clip(3)), Setup().run(Clip(3)))
 
 
-@pytest.mark.parametrize("place", ["device", "host", "recompute"])
-@pytest.mark.parametrize(("name", "network"), [("pose_latents", "pose_net"), ("motion_features", "motion_encoder")])
+@each(
+    name__network=[("pose_latents", "pose_net"), ("motion_features", "motion_encoder")],
+    place=["device", "host", "recompute"],
+)
 def test_conditions_that_are_not_finite_name_the_network_that_made_them(name: str, network: str, place: str) -> None:
     clip = Clip(7)
     clip.host[name][5, 0, 0, 0] = np.nan
@@ -458,7 +459,7 @@ def draw_numbers(name: str, shape: tuple[int, ...]) -> np.ndarray:
     return np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
 
 
-@pytest.mark.parametrize(("frames", "drawn"), [(3, 3), (4, 4), (6, 4)])
+@each(frames__drawn=[(3, 3), (4, 4), (6, 4)])
 def test_initial_latents_are_one_tile_of_noise_at_most(frames: int, drawn: int) -> None:
     start = initial_latents(draw_numbers, SCHEDULE, frames, SIZES)
     expected = draw_numbers("latents", (SIZES.tile, 4, HEIGHT, WIDTH))[:drawn] * SCHEDULE.init_noise_sigma

@@ -8,6 +8,7 @@ import pytest
 from dispose_rt.contract import SchedulerConstants
 from dispose_rt.errors import InputError
 from dispose_rt.stages.denoise.scheduler import karras_schedule
+from tests.every import each
 
 
 def test_schedule_matches_golden_bit_for_bit(golden):
@@ -26,7 +27,7 @@ def test_one_step_starts_at_the_largest_sigma_and_ends_at_zero():
     assert schedule.steps == 1
 
 
-@pytest.mark.parametrize("steps", [2, 25, 100])
+@each(steps=[2, 25, 100])
 def test_sigmas_fall_from_the_largest_to_the_smallest(steps):
     sigmas = karras_schedule(steps, SchedulerConstants()).sigmas
     assert (np.diff(sigmas) < 0).all()

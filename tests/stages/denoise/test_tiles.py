@@ -12,6 +12,7 @@ from dispose_rt.device import CpuDevice
 from dispose_rt.errors import InputError
 from dispose_rt.stages.denoise.step import sum_weights
 from dispose_rt.stages.denoise.tiles import Tile, plan_tiles, tile_weights
+from tests.every import each
 from tests.golden_data import load_golden
 from tests.kernels.targets import Target
 
@@ -22,14 +23,14 @@ def frames_of(tiles: tuple[Tile, ...]) -> list[list[int]]:
     return [tile.frames.tolist() for tile in tiles]
 
 
-@pytest.mark.parametrize("case", CASES)
+@each(case=CASES)
 def test_tiles_are_the_reference_s(case: str) -> None:
     arrays = load_golden("e2e")
     frames, tile, overlap = map(int, arrays[f"{case}.config"][:3])
     assert frames_of(plan_tiles(frames, tile, overlap)) == arrays[f"{case}.tiles"].tolist()
 
 
-@pytest.mark.parametrize("case", CASES)
+@each(case=CASES)
 def test_blending_guidance_and_euler_steps_have_the_reference_s_bits(case: str) -> None:
     """From the recorded outputs of the UNet to the recorded latents, every step."""
     arrays = {name.removeprefix(f"{case}."): a for name, a in load_golden("e2e").items() if name.startswith(case)}
@@ -50,7 +51,7 @@ def test_blending_guidance_and_euler_steps_have_the_reference_s_bits(case: str) 
         np.testing.assert_array_equal(latents, arrays["latents"][step, 0])
 
 
-@pytest.mark.parametrize("case", CASES)
+@each(case=CASES)
 def test_pixels_are_the_reference_s(case: str) -> None:
     arrays = load_golden("e2e")
     decoded = arrays[f"{case}.decoded"]
@@ -96,7 +97,7 @@ def test_overlap_zero_covers_the_frames_that_the_reference_leaves_out() -> None:
     assert frames_of(tiles) == frames_of(plan_tiles(12, 4, 1))
 
 
-@pytest.mark.parametrize("frames", [1, 2, 5, 7])
+@each(frames=[1, 2, 5, 7])
 def test_a_short_clip_fills_one_tile_and_its_spare_slots_are_dropped(frames: int) -> None:
     (tile,) = plan_tiles(frames, 8, 6)
     assert tile.frames.tolist() == [*range(frames), *[frames - 1] * (8 - frames)]
@@ -105,15 +106,14 @@ def test_a_short_clip_fills_one_tile_and_its_spare_slots_are_dropped(frames: int
     assert tile.weights.dtype == np.float32
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
+@each(
+    arguments__message=[
         ((0, 8, 2), "0 frames"),
         ((9, 1, 0), "tile is 1"),
         ((9, 8, 7), r"overlap is 7; .*0\.\.6"),
         ((9, 8, -1), "overlap is -1"),
         ((9, 8, 100), "overlap is 100"),
-    ],
+    ]
 )
 def test_arguments_out_of_range_are_refused(arguments: tuple[int, int, int], message: str) -> None:
     with pytest.raises(InputError, match=message):
