@@ -29,6 +29,8 @@ class Animation:
         time_stamps: times of the frames, in seconds from the first; None where they are evenly spaced.
         audio: the file whose sound belongs to the frames; None where there is none, it was not wanted, or the frames
             are shown at another speed.
+        metadata: what a saved file says about itself, see `media.VideoWriter`: that it is generated, and how. Empty
+            with `provenance=False`.
     """
 
     frames: U8
@@ -38,6 +40,7 @@ class Animation:
     frame_count: int = -1
     time_stamps: tuple[Fraction, ...] | None = None
     audio: Path | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.frame_count < 0:
@@ -67,4 +70,4 @@ class Animation:
                 f"the {self.frame_count} frames were not kept, they are in the run's output alone; run with "
                 "keep_frames=True to save them"
             )
-        return media.write_video(path, self.frames, self.fps, self.audio, self.time_stamps)
+        return media.write_video(path, self.frames, self.fps, self.audio, self.time_stamps, metadata=self.metadata)

@@ -24,6 +24,7 @@ from .hooks.observer import Observer, ObserverFunction
 from .hooks.progress import Progress, ProgressCallback
 from .noise import NoiseSource, seeded_noise
 from .pipeline.pace import find_audio
+from .pipeline.provenance import describe_run
 from .pipeline.queue import RunQueue
 from .pipeline.run import Run
 from .pipeline.task import Task, make_task
@@ -145,6 +146,7 @@ class Animator:
         noise: NoiseSource | None = None,
         output: str | os.PathLike[str] | None = None,
         audio: bool = True,
+        provenance: bool = True,
         keep_frames: bool = True,
         progress: bool | ProgressCallback = True,
         cancel: threading.Event | None = None,
@@ -164,6 +166,8 @@ class Animator:
             output: mp4, m4v, mov, mkv, webm or gif file to write as well, while decoding goes on. It appears under its
                 name when it is complete.
             audio: whether the output gets the sound of the video, if there is any and the speed stays as it is.
+            provenance: whether the output, and what `Animation.save` writes, says in its metadata that it is generated,
+                with settings, seed, engines and versions; it names no file, user or machine.
             keep_frames: False leaves `Animation.frames` empty, which keeps memory flat with long clips; it needs an
                 output.
             progress: True for bars in the terminal, False for none, or a callable; see `ProgressCallback`. The stages
@@ -194,14 +198,15 @@ class Animator:
         self._queue.check_open()
         task = make_task(self._directories, ref, video, settings, noise, output, progress, cancel, observer)
         sound = find_audio(task.video, task.pace, output is not None, cancel) if audio else None
+        metadata = describe_run(task.settings, task.manifest, noise is not None) if provenance else {}
         frames: U8 = np.empty((0, 0, 0, 3), np.uint8)
-        done = 0
+        fps, done = task.pace.fps, 0
         with self._queue.take(task.check_cancelled), self._start(task) as run, ExitStack() as file:
             for chunk in file.enter_context(closing(run.chunks(task.image, task.video, task.pace.step, keep_frames))):
                 height, width = chunk.shape[1:3]
                 if not done:
                     frames = np.empty((run.frame_count if keep_frames else 0, height, width, 3), np.uint8)
-                    sink = media.open_writer(output, task.pace.fps, width, height, sound, cancel=cancel)
+                    sink = media.open_writer(output, fps, width, height, sound, cancel=cancel, metadata=metadata)
                     write = file.enter_context(sink)
                 for number, frame in enumerate(chunk, done):
                     write(frame, run.time_stamps[number] if run.time_stamps is not None else None)
@@ -210,8 +215,7 @@ class Animator:
                 done += len(chunk)
             with run.timer.stage("decode"):  # which the encoder's last frames are part of
                 file.close()
-        fps, count = task.pace.fps, run.frame_count
-        return Animation(frames, fps, run.timings, run.peak_bytes, count, run.time_stamps, sound)
+        return Animation(frames, fps, run.timings, run.peak_bytes, run.frame_count, run.time_stamps, sound, metadata)
 
     @list_settings
     def stream(

@@ -63,6 +63,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="video to write; a file of that name is replaced. mp4, m4v, mov, mkv (H.264), webm (VP9) or gif",
     )
     add("--no-audio", action="store_true", help="leave out the sound of the video")
+    add(
+        "--no-provenance",
+        action="store_true",
+        help="leave out of the output's metadata that it is generated, and how (see `dispose-rt inspect`)",
+    )
     _add_settings(media, "output")
     _add_settings(parser.add_argument_group("settings of the method"), "method")
     run = parser.add_argument_group("how to run")
@@ -154,6 +159,7 @@ def run(options: argparse.Namespace, console: Console, stop: StopSignals) -> int
                 options.video,
                 output=output,
                 audio=not options.no_audio,
+                provenance=not options.no_provenance,
                 keep_frames=False,
                 progress=_choose_progress(options, console),
                 cancel=cancel,

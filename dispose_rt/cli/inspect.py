@@ -1,43 +1,56 @@
-"""`dispose-rt inspect`: what an engine directory holds."""
+"""`dispose-rt inspect`: what an engine directory holds, or how a video was made."""
 
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from ..contract import NETWORKS, Sizes, TensorSpec
 from ..engines.integrity import check_files
 from ..engines.manifest import Manifest, NetworkRecord, read_manifests
+from ..errors import InputError
 from ..system.files import format_bytes
 from .console import Console
 from .exit_codes import ExitCode
 from .parser import add_debug, add_directory, add_json
 from .stop_signals import StopSignals
 
-DESCRIPTION = "Print networks, shapes, precision and sizes of an engine directory, or of each one in a folder."
+DESCRIPTION = """\
+Print networks, shapes, precision and sizes of an engine directory, or of each one in a folder. Of a video that
+dispose-rt wrote, print the record of how it was made; anyone can write or change one, so it proves nothing.
+"""
 EPILOG = """\
 examples:
   dispose-rt inspect engines/576x1024
   dispose-rt inspect engines --verify
   dispose-rt inspect engines --json
+  dispose-rt inspect out.mp4
 
 --json prints {"directories": [{"directory", "width", "height", "tile_frames", "decode_chunk", "backend", "precision",
 "size_bytes", "targets", "versions", "weights", "networks": [{"name", "backend", "compute_dtype", "size_bytes", "files",
-"inputs", "outputs"}]}], "verified"}.
+"inputs", "outputs"}]}], "verified"}; for a video, {"video", "provenance": {"format", "generated",
+"digital_source_type", "settings", "engines", "versions"}}.
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
-    add_directory(parser)
+    add_directory(parser, ", or a video that dispose-rt wrote")
     parser.add_argument("--verify", action="store_true", help="compare every file with its recorded hash")
     add_json(parser, "the same, for machines")
     add_debug(parser)
 
 
 def run(options: argparse.Namespace, console: Console, stop: StopSignals) -> int:
-    """Describe one directory after the other."""
+    """Describe one directory after the other, or a video."""
+    if not options.directory.is_dir():
+        from ..media import SUFFIXES
+
+        if options.directory.suffix.lower() in SUFFIXES:
+            return _describe_video(options.directory, options, console)
     documents = []
     for manifest in read_manifests(options.directory):
         if options.verify:
@@ -50,6 +63,25 @@ def run(options: argparse.Namespace, console: Console, stop: StopSignals) -> int
             console.print_lines(["all files have the recorded sizes and hashes"])
     if options.json:
         console.print_document({"directories": documents, "verified": options.verify})
+    return ExitCode.DONE
+
+
+def _describe_video(path: Path, options: argparse.Namespace, console: Console) -> int:
+    from ..media import read_metadata
+    from ..pipeline.provenance import read_record
+
+    if options.verify:
+        raise InputError(f"--verify compares the files of engine directories, and {path} is a video; leave it out")
+    record = read_record(read_metadata(path))
+    if record is None:
+        raise InputError(
+            f"the video {path} has no record of how it was made: it is not from dispose-rt, was written with "
+            "--no-provenance, or another program has written it again"
+        )
+    if options.json:
+        console.print_document({"video": str(path), "provenance": record})
+    else:
+        console.print_lines([str(path), *json.dumps(record, indent=2).splitlines()])
     return ExitCode.DONE
 
 

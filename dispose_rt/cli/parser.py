@@ -60,13 +60,19 @@ def add_engines(parser: Arguments) -> None:
     _add_directory(parser, "--engines", required=engines_from_environment() is None)
 
 
-def add_directory(parser: Arguments) -> None:
-    """Add an engine directory as a positional argument, optional where the environment names one."""
-    _add_directory(parser, "directory", nargs=None if engines_from_environment() is None else "?")
+def add_directory(parser: Arguments, alternative: str = "") -> None:
+    """Add an engine directory as a positional argument, optional where the environment names one.
+
+    Args:
+        parser: gets the argument.
+        alternative: what else may be given, for the help.
+    """
+    nargs = None if engines_from_environment() is None else "?"
+    _add_directory(parser, "directory", alternative, nargs=nargs)
 
 
-def _add_directory(parser: Arguments, name: str, **options: Any) -> None:
-    help_text = f"engine directory, or a folder of several (default: ${ENGINES_VARIABLE})"
+def _add_directory(parser: Arguments, name: str, alternative: str = "", **options: Any) -> None:
+    help_text = f"engine directory, or a folder of several{alternative} (default: ${ENGINES_VARIABLE})"
     parser.add_argument(name, type=Path, default=engines_from_environment(), metavar="DIR", help=help_text, **options)
 
 

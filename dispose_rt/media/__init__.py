@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .images import ImageSource, PilImage, read_image
+from .metadata import read_metadata
 from .outputs import SUFFIXES, check_output_path, protect_inputs
 from .videos import DEFAULT_FPS, Video, VideoSource, frame_step, open_video
 from .writer import FrameSink, VideoWriter, open_writer, write_video
@@ -22,5 +23,6 @@ __all__ = [
     "open_writer",
     "protect_inputs",
     "read_image",
+    "read_metadata",
     "write_video",
 ]

@@ -8,7 +8,7 @@ import os
 import queue
 import threading
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from fractions import Fraction
 from itertools import chain, islice, zip_longest
@@ -27,6 +27,7 @@ from .encoders import FORMATS, TICKS_PER_S, add_stream, container_options, encod
 from .gif import write_gif
 from .inputs import find_file
 from .interruptible import Stopped
+from .metadata import check_metadata, finish_metadata, set_tags
 from .outputs import check_output_path, explain_failure, is_same_file
 from .sound import Sound, has_sound
 
@@ -57,10 +58,14 @@ class VideoWriter:
             file's first picture is the output's time 0, and the sound ends with the output's last picture. None, or a
             file without sound, makes a silent video.
         cancel: set it from another thread to end the reading of `audio`.
+        metadata: texts by name, stored as they are: "comment", which every format has; "title", "genre" and
+            "copyright", which all but gif have; "xmp", an XMP packet, which all but mkv and webm have; mkv and webm
+            take any other name. What a format has no place for is left out.
 
     Raises:
         OutputError: the path cannot be written.
-        InputError: a number is out of range, there is no file `audio`, or it is the output itself.
+        InputError: a number is out of range, there is no file `audio`, or it is the output itself, or `metadata` holds
+            anything but strings.
         Cancelled: `cancel` was set while the sound was read.
 
     Warns:
@@ -76,6 +81,7 @@ class VideoWriter:
         audio: str | os.PathLike[str] | None = None,
         *,
         cancel: threading.Event | None = None,
+        metadata: Mapping[str, str] | None = None,
     ) -> None:
         if not MIN_FPS <= fps <= MAX_FPS:
             raise InputError(f"fps of the output is {fps}; it must lie in {MIN_FPS:g}..{MAX_FPS:g}")
@@ -87,6 +93,7 @@ class VideoWriter:
         if self._audio is not None and is_same_file(self.path, self._audio):
             raise InputError(f"the output {self.path} is the source of the sound itself; give it another name")
         self._cancel = cancel
+        self._metadata = check_metadata(metadata or {})
         self._shape = (height, width, 3)
         self._rate = Fraction(fps).limit_denominator(1001)
         self._part = ""
@@ -199,6 +206,8 @@ class VideoWriter:
                 write_gif(Path(self._part), frames, self._rate, self._abandoned.is_set)
             else:
                 self._write_streams(frames)
+            if not self._abandoned.is_set():
+                finish_metadata(Path(self._part), self._suffix, self._metadata)
         except Exception as error:  # raised again in the caller's thread
             self._failure = error
         for _ in frames:
@@ -218,6 +227,7 @@ class VideoWriter:
         with ExitStack() as stack:
             name, options = f"file:{self._part}", container_options(self._suffix)
             container = stack.enter_context(av.open(name, "w", FORMATS[self._suffix], options=options))
+            set_tags(container, self._suffix, self._metadata)
             stream = add_stream(container, self._suffix, self._rate, self._shape, is_uneven)
             sound = None
             if self._audio is not None:
@@ -256,6 +266,7 @@ def open_writer(
     audio: str | os.PathLike[str] | None = None,
     *,
     cancel: threading.Event | None = None,
+    metadata: Mapping[str, str] | None = None,
 ) -> Iterator[FrameSink]:
     """Open a `VideoWriter` where there is a path, and throw frames away where there is none.
 
@@ -266,6 +277,7 @@ def open_writer(
         height: see `VideoWriter`.
         audio: see `VideoWriter`.
         cancel: see `VideoWriter`.
+        metadata: see `VideoWriter`.
 
     Yields:
         A function that takes the next frame, and its time where times are uneven.
@@ -276,7 +288,7 @@ def open_writer(
     if path is None:
         yield lambda frame, time_s=None: None
         return
-    with VideoWriter(path, fps, width, height, audio, cancel=cancel) as writer:
+    with VideoWriter(path, fps, width, height, audio, cancel=cancel, metadata=metadata) as writer:
         yield writer.write
 
 
@@ -286,6 +298,8 @@ def write_video(
     fps: float | Fraction,
     audio: str | os.PathLike[str] | None = None,
     times_s: Iterable[Fraction | float] | None = None,
+    *,
+    metadata: Mapping[str, str] | None = None,
 ) -> Path:
     """Write frames to a file; see `VideoWriter`.
 
@@ -295,6 +309,7 @@ def write_video(
         fps: frames per second, 0.01 to 1000.
         audio: file whose sound goes into the output.
         times_s: when each frame is shown, seconds, ascending; None shows them evenly.
+        metadata: see `VideoWriter`.
 
     Returns:
         The path.
@@ -311,7 +326,7 @@ def write_video(
     shape = np.shape(head[0])
     if len(shape) != 3:
         raise InputError(f"frame 0 for {target} has shape {shape}, expected [height, width, 3]")
-    with VideoWriter(target, fps, shape[1], shape[0], audio) as writer:
+    with VideoWriter(target, fps, shape[1], shape[0], audio, metadata=metadata) as writer:
         if times_s is None:
             for frame in chain(head, iterator):
                 writer.write(frame)

@@ -8,6 +8,7 @@ from pathlib import Path
 from .. import media
 from ..errors import Cancelled, InputError
 from ..media.containers import find_codec
+from ..pipeline.provenance import keep_record
 
 _PLAYABLE = {
     ".mp4": {"h264", "av1", "vp9"},
@@ -22,7 +23,7 @@ _PLAYABLE_FORMATS = ("yuv420p", "yuvj420p")
 def make_browser_copy(source: Path, target: Path, cancel: threading.Event) -> Path:
     """Return the video itself if browsers play it, else write a copy that they play, without sound.
 
-    The copy shows every frame at its time, as the animation does.
+    The copy shows every frame at its time, as the animation does. The mark of a generated video stays.
 
     Args:
         source: a video file that `media.open_video` reads.
@@ -36,7 +37,8 @@ def make_browser_copy(source: Path, target: Path, cancel: threading.Event) -> Pa
     if is_playable(source):
         return source
     video = media.open_video(source, cancel=cancel)
-    with media.VideoWriter(target, video.fps, video.width, video.height) as writer:
+    metadata = keep_record(media.read_metadata(source, cancel))
+    with media.VideoWriter(target, video.fps, video.width, video.height, metadata=metadata) as writer:
         for frame, time_s in video.timed_frames():
             if cancel.is_set():
                 raise Cancelled("cancelled while the driving video was converted for the page")

@@ -42,13 +42,17 @@ def read_json(path: Path) -> Any:
         raise ValueError("it is not a file")
     if status.st_size > LARGEST_BYTES:
         raise ValueError(f"it has {status.st_size} bytes, at most {LARGEST_BYTES} are sensible")
+    return parse_json(path.read_bytes().decode("utf-8"))
+
+
+def parse_json(text: str) -> Any:
+    """Parse JSON. Duplicate names, NaN and infinities are refused.
+
+    Raises:
+        ValueError: it is not JSON of that kind; the message says why.
+    """
     try:
-        return json.loads(
-            path.read_bytes().decode("utf-8"),
-            object_pairs_hook=_unique,
-            parse_constant=_refuse_constant,
-            parse_float=_finite,
-        )
+        return json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse_constant, parse_float=_finite)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
 

@@ -28,6 +28,7 @@ def test_animate_with_defaults(
         **{"decode_chunk": None, "conditions_memory": "auto"},
         "trust": False,
         **{"pose_cache": caches / "dispose-rt" / "poses", "audio": True, "keep_frames": False, "observer": None},
+        "provenance": True,
     }
     assert animator.closed == 1
     out, err = capsys.readouterr()
@@ -40,11 +41,13 @@ def test_every_option_reaches_the_run(animator: type[FakeAnimator], arguments: l
     options = "--steps 3 --guidance-scale 1.5 --overlap 2 --stride 4 --seed 9 --fps 23.976 --controls points --quiet"
     options += " --noise-aug-strength 0.02 --motion-bucket-id 30 --device cpu"
     options += " --decode-chunk 3 --conditions-memory host --no-audio --pose-cache kept"
+    options += " --no-provenance"
     assert cli.main([*arguments, *options.split()]) == 0
     [call] = animator.calls
     expected = {"steps": 3, "guidance_scale": 1.5, "overlap": 2, "stride": 4, "seed": 9, "fps": 23.976}
     expected |= {"controls": ("points",), "noise_aug_strength": 0.02, "motion_bucket_id": 30, "device": "cpu"}
     expected |= {"decode_chunk": 3, "conditions_memory": "host", "audio": False, "pose_cache": Path("kept")}
+    expected |= {"provenance": False}
     assert {name: call[name] for name in expected} == expected
     assert call["progress"] is False
     assert capsys.readouterr().out == ""

@@ -8,11 +8,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from dispose_rt import cli
 from dispose_rt.contract import NETWORKS
+from dispose_rt.media import write_video
 from tests.engines.test_preflight import write_compiled
+from tests.every import every_item
 
 from .conftest import Captured
 
@@ -70,6 +73,39 @@ def test_inspect_of_something_else(tmp_path: Path, name: str, capsys: Captured) 
     err = capsys.readouterr().err
     assert err.startswith("dispose-rt: error: ")
     assert "Traceback" not in err
+
+
+def test_inspect_of_videos(tmp_path: Path, capsys: Captured) -> None:
+    """A record is shown and its control characters are escaped; anything else in a comment is not shown at all."""
+    path, frames = tmp_path / "out.mp4", np.zeros((1, 64, 64, 3), np.uint8)
+    record = {"format": "dispose_rt provenance", "settings": {"seed": 3}, "versions": {"x": "\x1b[2J\u202e\x00"}}
+    write_video(path, frames, 8, metadata={"comment": f"\x1b[31mred\n{json.dumps(record)}"})
+    assert cli.main(["inspect", str(path)]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith(f"{path}\n{{\n")
+    assert '"seed": 3' in out
+    assert out.isascii()
+    assert "\x1b" not in out
+    assert "red" not in out
+    assert cli.main(["inspect", str(path), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"video": str(path), "provenance": record}
+    with every_item() as every:
+        for comment in (
+            *("made with another program", "{", "[" * 50_000, '{"a": ' * 50_000, '{"seed": ' + "9" * 5000 + "}"),
+            *('{"format": "dispose_rt provenance", "x": NaN}', '{"format": "another"}', "3", "\x1b[2J"),
+            json.dumps({**record, "x": [[[[[3]]]]]}),
+            json.dumps({**record, "x": "x" * 70_000}),
+        ):
+            with every(comment[:40]):
+                write_video(path, frames, 8, metadata={"comment": comment})
+                assert cli.main(["inspect", str(path)]) == 1
+                out, err = capsys.readouterr()
+                assert out == ""
+                assert f"the video {path} has no record of how it was made" in err
+        for arguments, words in (([str(path), "--verify"], "leave it out"), (["none.mp4"], "does not exist")):
+            with every(*arguments):
+                assert cli.main(["inspect", *arguments]) == 1
+                assert words in capsys.readouterr().err
 
 
 def test_a_closed_pipe_is_no_error(engine_directory: Path) -> None:

@@ -17,7 +17,7 @@ import pytest
 
 from dispose_rt.cli.console import Console
 from dispose_rt.errors import EngineError, NoPersonError
-from dispose_rt.media import open_video, write_video
+from dispose_rt.media import open_video, read_metadata, write_video
 from dispose_rt.page.jobs import Job, Jobs, JobState
 
 from .fake_runner import FakeRunner, wait_until
@@ -227,11 +227,13 @@ def test_warnings_are_noted_each_time(jobs: Jobs, runner: FakeRunner, tmp_path: 
 
 def test_a_video_that_browsers_do_not_play_is_copied(jobs: Jobs, runner: FakeRunner, tmp_path: Path) -> None:
     times_s = [0.0, 0.1, 0.5]  # an even copy would be off by 0.15 s
-    write_video(tmp_path / "dance.mkv", np.zeros((3, 16, 16, 3), np.uint8), 8, times_s=times_s)
+    mark = {"comment": 'Generated\n{"format": "dispose_rt provenance", "versions": {"dispose-rt": "0\\u0000"}}'}
+    write_video(tmp_path / "dance.mkv", np.zeros((3, 16, 16, 3), np.uint8), 8, times_s=times_s, metadata=mark)
     runner.go_on.set()
     job = finish(jobs, tmp_path, video="dance.mkv")
     assert job.driving is not None
     assert job.driving.suffix == ".mp4"
     assert [float(time_s) for _, time_s in open_video(job.driving).timed_frames()] == pytest.approx(times_s, abs=0.002)
+    assert "dispose_rt provenance" in read_metadata(job.driving)["comment"]
     jobs.forget("anna")
     assert results(tmp_path) == []
