@@ -72,6 +72,8 @@ class NetworkRecord:
         backend: what opens the file, one of BACKENDS; a directory may leave published networks to ONNX Runtime.
         signature: dtype and shape of every input and output as the compiler saw them; dynamic dimensions are names.
             Empty where the backend reads them from the file itself.
+        scratch_bytes: memory of the device that a run at the largest sizes takes beside weights and tensors, as the
+            compiler computed it (TensorRT) or the build measured it (AOTInductor on a GPU); None where it is unknown.
     """
 
     files: tuple[FileRecord, ...]
@@ -80,6 +82,7 @@ class NetworkRecord:
     verification: Mapping[str, float] = field(default_factory=dict)
     backend: str = "onnxruntime"
     signature: Mapping[str, Signature] = field(default_factory=dict)
+    scratch_bytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -288,7 +291,7 @@ def _read_signature(value: Any, what: str) -> Signature:
     return _DTYPE(dtype, f"{what}[0]"), items(_DIMENSION)(shape, f"{what}[1]")
 
 
-_NETWORK = record(
+_RECORD = record(
     NetworkRecord,
     files=items(_FILE, 1),
     build_key=_WORD,
@@ -296,7 +299,16 @@ _NETWORK = record(
     verification=entries(_TENSOR_NAME, number(0, 1e9)),
     backend=choice(*BACKENDS),
     signature=entries(_TENSOR_NAME, _read_signature),
+    scratch_bytes=lambda value, what: None if value is None else integer(0, 1 << 50)(value, what),
 )
+
+
+def _read_network(value: Any, what: str) -> NetworkRecord:
+    """Read a network's record; those of older directories do not say how much scratch memory it takes."""
+    network: NetworkRecord = _RECORD({"scratch_bytes": None, **an_object(value, what)}, what)
+    return network
+
+
 _TABLE: Mapping[str, Reader] = {
     "format": choice(FORMAT),
     "revision": integer(REVISION, REVISION),
@@ -339,7 +351,7 @@ def _read_networks(
     records: dict[str, Any], body: dict[str, Any], sizes: Sizes | None
 ) -> tuple[dict[str, NetworkRecord], list[str]]:
     """Read all records, and compare them with the directory's backend, precision and sizes."""
-    networks, problems = read_fields(records, "networks", dict.fromkeys(NETWORKS, _NETWORK))
+    networks, problems = read_fields(records, "networks", dict.fromkeys(NETWORKS, _read_network))
     read_backend = choice(*dict.fromkeys([body["backend"], "onnxruntime"]))
     read_dtype = choice(*dict.fromkeys(["float32", COMPUTE_DTYPES[body["precision"]]]))
     for name, network in networks.items():
@@ -363,5 +375,4 @@ def parse_network_record(value: Any, name: str = "the network") -> NetworkRecord
     Raises:
         ValueError: an entry is missing, unknown, or of another type or range.
     """
-    network: NetworkRecord = _NETWORK(value, name)
-    return network
+    return _read_network(value, name)

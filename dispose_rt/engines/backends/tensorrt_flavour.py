@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import gc
 import importlib
+import re
 import struct
 import threading
 from collections import deque
@@ -32,6 +33,8 @@ _OLDEST = {"tensorrt_rtx": (1, 2), "tensorrt": (10, 8)}
 """First version that has everything we call."""
 
 _KEPT_MESSAGES = 12
+_SCRATCH_MEMORY = re.compile(r"Total Activation Memory: (\d+) bytes")
+"""What a builder says of a plan at its largest shapes. It needs no GPU for that."""
 
 _life = threading.RLock()
 
@@ -208,15 +211,21 @@ class Flavour:
         return names.get(name, name.lower())
 
     def create_log(self) -> Any:
-        """Return a logger that keeps the latest warnings and errors. It must outlive all that was made with it."""
+        """Return a logger that keeps the latest errors. It must outlive all that was made with it.
+
+        Its `scratch_bytes` is the memory that runs of the plan built last need beside weights and tensors; None before.
+        """
         trt = self.trt
 
         class Log(trt.ILogger):  # type: ignore[misc, name-defined]
             def __init__(self) -> None:
                 trt.ILogger.__init__(self)
                 self.messages: deque[str] = deque(maxlen=_KEPT_MESSAGES)
+                self.scratch_bytes: int | None = None
 
             def log(self, severity: Any, message: str) -> None:
+                if found := _SCRATCH_MEMORY.search(message):
+                    self.scratch_bytes = int(found[1])
                 serious = (trt.ILogger.Severity.INTERNAL_ERROR, trt.ILogger.Severity.ERROR)
                 if severity in serious and message not in self.messages:
                     self.messages.append(message.strip())

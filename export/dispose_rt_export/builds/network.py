@@ -12,7 +12,7 @@ from typing import Any, TypeAlias, TypeVar
 import torch
 from torch import nn
 
-from dispose_rt.contract import Sizes
+from dispose_rt.contract import NetworkSpec, Sizes
 from dispose_rt.engines.backends.tensorrt_flavour import FLAVOURS
 from dispose_rt.engines.manifest import NetworkRecord, Signature, record_file
 from dispose_rt.engines.signature import contract_signature
@@ -21,7 +21,7 @@ from dispose_rt.errors import EngineError, VerificationError
 from ..checkpoints import Weights
 from ..compile.aotinductor import compare_package, compile_package
 from ..compile.precision import apply_precision
-from ..compile.tensorrt import build_plan
+from ..compile.tensorrt import CompiledPlan, build_plan
 from ..compile.trace import export_onnx
 from ..compile.verify import compare_onnx, comparison_sizes, expected_outputs
 from .plan import RECIPES, NetworkPlan, resolve_shapes
@@ -56,14 +56,16 @@ def build_network(
     forget_record(output, plan.spec.name)
     with scratch_folder(output) as scratch:
         build = _NetworkBuild(plan, weights, scratch, worker, progress)
-        verification, signature = build.run(output / TIMING_CACHE)
+        verification, signature, scratch_bytes = build.run(output / TIMING_CACHE)
         path = scratch / plan.file_name
         names = [path.name, *sorted(other.name for other in scratch.glob(f"{path.name}.*"))]
         for name in names:
             (scratch / name).replace(output / name)
     files = tuple(record_file(output, name) for name in names)
     share_files(output, files)
-    record = NetworkRecord(files, plan.build_key, plan.compute_dtype, verification, plan.backend, signature)
+    record = NetworkRecord(
+        files, plan.build_key, plan.compute_dtype, verification, plan.backend, signature, scratch_bytes
+    )
     write_record(output, plan.spec.name, record, time.perf_counter() - start)
     return record
 
@@ -80,12 +82,12 @@ class _NetworkBuild:
         self._worker = worker
         self._progress = progress
 
-    def run(self, timing_cache: Path) -> tuple[dict[str, float], dict[str, Signature]]:
-        """Write the backend's file; return the measured errors, and the tensors as the compiler saw them."""
+    def run(self, timing_cache: Path) -> tuple[dict[str, float], dict[str, Signature], int | None]:
+        """Write the backend's file; return measured errors, tensors as the compiler saw them, and scratch bytes."""
         plan = self._plan
         if plan.backend == "aotinductor":
-            errors = self._package(self._scratch / plan.file_name)
-            return errors, contract_signature(plan.spec.name, plan.sizes, plan.compute_dtype)
+            errors, scratch_bytes = self._package(self._scratch / plan.file_name)
+            return errors, contract_signature(plan.spec.name, plan.sizes, plan.compute_dtype), scratch_bytes
         onnx = self._scratch / f"{plan.spec.name}.onnx"
         verification: dict[str, float] = {}
         if plan.spec.published:
@@ -93,10 +95,10 @@ class _NetworkBuild:
         else:
             verification = self._export(onnx)
         if plan.backend not in FLAVOURS:
-            return verification, {}
-        return verification, self._compile(onnx, timing_cache)
+            return verification, {}, None
+        return verification, *self._compile(onnx, timing_cache)
 
-    def _compile(self, onnx: Path, timing_cache: Path) -> dict[str, Signature]:
+    def _compile(self, onnx: Path, timing_cache: Path) -> CompiledPlan:
         plan = self._plan
         try:
             return self._in_worker("compiling", compile_engine, plan, onnx, timing_cache)
@@ -120,8 +122,8 @@ class _NetworkBuild:
         shutil.rmtree(self._expected.parent)
         return errors
 
-    def _package(self, path: Path) -> dict[str, float]:
-        """Compile the network with AOTInductor, and compare it with PyTorch."""
+    def _package(self, path: Path) -> tuple[dict[str, float], int | None]:
+        """Compile the network with AOTInductor, and compare it with PyTorch; on a GPU, measure its memory as well."""
         plan = self._plan
         device = "cpu" if plan.devices == ("cpu",) else "cuda"
         sizes = comparison_sizes(plan.sizes) if device == "cpu" else plan.sizes
@@ -131,7 +133,7 @@ class _NetworkBuild:
         _check_same(plan.spec.name, compiled, run)
         compared = wanted[-1][1]
         return self._in_worker(
-            "comparing", compare_package, plan.spec, compared, self._expected, device, plan.tolerance
+            "comparing", run_package, plan.spec, compared, self._expected, device, plan.tolerance
         )
 
     @property
@@ -182,7 +184,25 @@ def compile_network(plan: NetworkPlan, weights: Weights, wanted: list[tuple[Size
     return checksum
 
 
-def compile_engine(plan: NetworkPlan, onnx: Path, timing_cache: Path) -> dict[str, Signature]:
+def run_package(
+    spec: NetworkSpec, path: Path, expected: Path, device: str, tolerance: float
+) -> tuple[dict[str, float], int | None]:
+    """Compare a package with PyTorch; see `compare_package`.
+
+    Returns:
+        The largest relative error of every output; and, on a GPU, the most memory that torch took from it for the run,
+        in bytes. Weights are not among it, which a package allocates by itself; inputs and outputs are.
+    """
+    if device == "cpu":
+        return compare_package(spec, path, expected, device, tolerance), None
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_reserved()
+    errors = compare_package(spec, path, expected, device, tolerance)
+    return errors, torch.cuda.max_memory_reserved() - before
+
+
+def compile_engine(plan: NetworkPlan, onnx: Path, timing_cache: Path) -> CompiledPlan:
     """Compile an ONNX file with TensorRT, beside it."""
     return build_plan(
         onnx,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from dispose_rt.contract import NetworkSpec, Sizes
 from dispose_rt.engines.backends.tensorrt_flavour import Flavour, load_flavour, name_dimensions
@@ -27,6 +27,19 @@ _REBUILD_HINTS = {
 _OTHER_HINT = "Try it without --target and with --precision fp32; if that fails as well, reduce the graph."
 
 
+class CompiledPlan(NamedTuple):
+    """What the compiler told about a plan.
+
+    Attributes:
+        signature: dtype and shape of every input and output as the parser saw them, with names for dynamic dimensions.
+        scratch_bytes: memory of the GPU that a run at the largest shapes needs beside weights, inputs and outputs; None
+            where the compiler did not say.
+    """
+
+    signature: dict[str, Signature]
+    scratch_bytes: int | None
+
+
 def build_plan(
     onnx_path: Path,
     spec: NetworkSpec,
@@ -38,7 +51,7 @@ def build_plan(
     timing_cache: Path | None,
     output: Path,
     progress: Progress | None = None,
-) -> dict[str, Signature]:
+) -> CompiledPlan:
     """Compile one network.
 
     Args:
@@ -51,9 +64,6 @@ def build_plan(
         timing_cache: kept between builds by the flavour that has one; a damaged one is replaced.
         output: plan to write, under a temporary name first.
         progress: called in the compiler's phases. Its exceptions end the build and are raised here.
-
-    Returns:
-        Dtype and shape of every input and output as the parser saw them, with names for dynamic dimensions.
 
     Raises:
         EngineError: TensorRT is missing, cannot read the graph, or cannot compile it; quotes what it said.
@@ -84,7 +94,7 @@ def build_plan(
         write_sealed(timing_cache, bytes(timings.serialize()))
     del config, network, parser, builder  # the weights, a second and third time
     _write(plan, output)
-    return signature
+    return CompiledPlan(signature, log.scratch_bytes)
 
 
 def _parse(backend: Flavour, network: Any, log: Any, path: Path, spec: NetworkSpec) -> Any:

@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 import pytest
 from dispose_rt_export.compile import tensorrt as tensorrt_build
-from dispose_rt_export.compile.tensorrt import build_plan
+from dispose_rt_export.compile.tensorrt import CompiledPlan, build_plan
 from dispose_rt_export.synthetic.toy_pose_networks import build_estimator
 from onnx import TensorProto, helper, numpy_helper
 
@@ -59,7 +59,7 @@ def write_point_encoder(path: Path, dtype: str = "float16", rows: int | str = "n
     return write_graph(path, nodes, {"embeddings": ("float32", (rows, columns))}, outputs, *weights)
 
 
-def build(path: Path, output: Path, dtype: str = "float16", **changes: Any) -> dict[str, Any]:
+def build(path: Path, output: Path, dtype: str = "float16", **changes: Any) -> CompiledPlan:
     options = {"flavour": "tensorrt_rtx", "targets": (), "timing_cache": None, "output": output} | changes
     return build_plan(
         path, changes.pop("spec", POINTS), SIZES, dtype, **{k: v for k, v in options.items() if k != "spec"}
@@ -68,7 +68,9 @@ def build(path: Path, output: Path, dtype: str = "float16", **changes: Any) -> d
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 def test_the_signature_is_the_contracts(tmp_path: Path, dtype: str) -> None:
-    signature = build(write_point_encoder(tmp_path / "p.onnx", dtype), tmp_path / "p.plan", dtype)
+    signature, scratch_bytes = build(write_point_encoder(tmp_path / "p.onnx", dtype), tmp_path / "p.plan", dtype)
+    assert scratch_bytes is not None  # the compiler says it without a GPU
+    assert 0 <= scratch_bytes < 1 << 24
     assert signature == contract_signature("point_encoder", SIZES, dtype)
     assert signature["point_features_1"] == (dtype, ("points", 16))
 
@@ -149,7 +151,7 @@ def test_a_published_file_that_takes_any_batch_is_fixed_to_the_contracts(tmp_pat
         info.type.tensor_type.shape.dim[0].dim_param = "batch"
     onnx.save(model, tmp_path / "pose.onnx")
     spec = NETWORKS["pose_estimator"]
-    signature = build(tmp_path / "pose.onnx", tmp_path / "pose.plan", "float32", spec=spec)
+    signature, _ = build(tmp_path / "pose.onnx", tmp_path / "pose.plan", "float32", spec=spec)
     assert signature == contract_signature("pose_estimator", SIZES, "float32")
 
 
