@@ -155,7 +155,7 @@ def plan_run(
         place: "device"; "host": pinned memory, streamed tile by tile; "recompute": nowhere, they are computed again for
             every tile; "auto": the first of these with which the clip takes no more than half of what is free, or else
             the last.
-        free: memory that is free, after the engines were loaded.
+        free: memory that is free beside all that engines take, now or later in the run.
         kept_bytes: see `estimate_clip`.
 
     Raises:
@@ -191,19 +191,19 @@ def plan_run(
     return plan
 
 
-def check_length(frames: int, sizes: Sizes, device: Device, kept_bytes: int = 0) -> None:
+def check_length(frames: int, sizes: Sizes, free: FreeMemory, kept_bytes: int = 0) -> None:
     """Refuse a clip that does not fit wherever its conditions are kept, before any work on it.
 
     Args:
         frames: its length as far as it is known, the reference included.
         sizes: sizes of the engine directory.
-        device: device of the engines.
+        free: memory that is free beside what engines take.
         kept_bytes: see `estimate_clip`.
 
     Raises:
         OutOfMemoryError: the clip does not fit. The message says what is missing, and what helps.
     """
-    plan, free = estimate_clip(frames, sizes, {}, "recompute", kept_bytes), FreeMemory.of(device)
+    plan = estimate_clip(frames, sizes, {}, "recompute", kept_bytes)
     if any(plan.missing_bytes(free)):
         raise OutOfMemoryError(_refusal(plan, "auto", free, kept_bytes))
 

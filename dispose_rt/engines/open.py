@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from .backends import Engine, EngineLoader
+from .footprint import LENDERS
 from .integrity import check_unchanged
 from .manifest import Manifest
 from .trust import require_trust
@@ -51,6 +54,17 @@ class Engines:
                 free, total = loader.device.memory_bytes()
                 self.used_before_bytes = total - free
         return self._loaders[backend]
+
+    @property
+    def loaded(self) -> tuple[str, ...]:
+        """Names of the networks that are loaded."""
+        return tuple(self._loaded)
+
+    def release(self, networks: Collection[str]) -> None:
+        """Close networks that are loaded, and those that read tensors of theirs. They are loaded again when used."""
+        borrowers = [name for name, lender in LENDERS.items() if lender in networks]
+        for name in {*networks, *borrowers} & self._loaded.keys():
+            self._loaded.pop(name).close()
 
     def close(self) -> None:
         """Free all engines and what they share. Calling it twice is fine."""

@@ -7,13 +7,15 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from fractions import Fraction
+from functools import cached_property
 
 import numpy as np
 
-from ..clip.plan import FreeMemory, MemoryWatch, check_length, place_conditions, plan_run
-from ..clip.store import ClipStore
-from ..contract import DIFT_ENSEMBLE
+from ..clip.plan import MemoryWatch, check_length, estimate_clip, place_conditions, plan_run
+from ..clip.store import ClipStore, Rows
+from ..contract import DIFT_ENSEMBLE, NETWORKS
 from ..device import Array
+from ..engines.footprint import MemoryPlan
 from ..engines.manifest import Manifest
 from ..engines.open import Engines
 from ..hooks.observer import NO_OBSERVER, Observer, is_wanted
@@ -29,7 +31,7 @@ from ..stages.denoise.tiles import Tile, plan_tiles
 from ..stages.pose.cache import PoseCache
 from ..stages.pose.track import PersonFinder, expected_frames
 from ..types import F32, U8, Conditions, Detected, PointTables, Pose, Track
-from .loading import load_engines
+from .loading import RunEngines
 
 _LOG = logging.getLogger("dispose_rt")
 
@@ -45,6 +47,7 @@ class Run:
         progress: gets ticks, and ends the run where the caller asked for it.
         observer: gets intermediate results; what it does not look at is neither computed nor copied to the host.
         pose_cache: remembers the poses of driving videos; None to detect them in every run.
+        make_room: frees memory of the device that idle engine directories hold; see `RunEngines`.
 
     Attributes:
         timer: seconds per stage so far.
@@ -62,6 +65,7 @@ class Run:
         progress: Progress,
         observer: Observer = NO_OBSERVER,
         pose_cache: PoseCache | None = None,
+        make_room: Callable[[], bool] = lambda: False,
     ) -> None:
         self._settings = settings
         self._engines = engines
@@ -73,6 +77,7 @@ class Run:
         self._observer = observer
         self._pose_cache = pose_cache
         self._memory = MemoryWatch(engines.loader.device, engines.used_before_bytes)
+        self._loading = RunEngines(engines, settings, manifest, progress, make_room)
         self.timer = StageTimer()
         self.frame_count = 0
         self.time_stamps: tuple[Fraction, ...] | None = None
@@ -104,7 +109,17 @@ class Run:
         self._observer.reference(reference)
         kept_bytes = reference.nbytes if kept else 0
         expected = expected_frames(video, step)
-        check_length((expected or 1) + 1, sizes, self._engines.loader.device, kept_bytes)
+        self._plan((expected or 1) + 1)
+        check_length((expected or 1) + 1, sizes, self._loading.free_memory(), kept_bytes)
+        try:
+            yield from self._animate(reference, video, step, expected, kept_bytes)
+        finally:
+            self._loading.finish()
+
+    def _animate(
+        self, reference: U8, video: Video, step: int, expected: int | None, kept_bytes: int
+    ) -> Generator[U8]:
+        """The stages, with the memory planned."""
         with self._stage("pose", expected):
             detected = self._detect(reference, video, step)
             aligned = self._align(detected)
@@ -126,37 +141,65 @@ class Run:
         """
         sizes = self._sizes
         grey: U8 = np.full((sizes.height, sizes.width, 3), 127, np.uint8)
-        with self._stage("pose"):
-            self._finder().estimate(grey)
         frames = 1 if self._stream.device.synchronous else sizes.tile
-        for _ in self._render(grey, [figure] * frames):
-            pass
+        self._plan(frames)
+        try:
+            with self._stage("pose"):
+                self._finder().estimate(grey)
+            for _ in self._render(grey, [figure] * frames):
+                pass
+        finally:
+            self._loading.finish()
+
+    def keeps_all(self) -> bool:
+        """Whether every engine fits on the device at once beside what other engine directories hold there."""
+        return self._plan(self._sizes.tile).residency == "all"
+
+    def _plan(self, frames: int) -> MemoryPlan:
+        """Plan the engines around a clip of that many frames, the reference included."""
+        chosen = self._settings.conditions_memory
+        place = "recompute" if chosen == "auto" else chosen
+        return self._loading.decide(estimate_clip(frames, self._sizes, self._rows, place).device_bytes)
+
+    @cached_property
+    def _rows(self) -> dict[str, Rows]:
+        """Shape and dtype of one frame's conditions, by name."""
+        names = ["pose_latents", *(["motion_features"] if "motion" in self._settings.controls else [])]
+        return {name: self._row(name) for name in names}
+
+    def _row(self, name: str) -> Rows:
+        network = CONDITION_SOURCES[name]
+        [tensor] = [one for one in NETWORKS[network].outputs if one.name == name]
+        shape = tuple(int(dim) for dim in self._sizes.resolve(tensor.shape[1:]))
+        return shape, tensor.resolve_dtype(self._manifest.networks[network].compute_dtype)
 
     def _render(self, reference: U8, aligned: list[Pose], kept_bytes: int = 0) -> Generator[U8]:
         """Everything after the poses."""
         settings, sizes, frames = self._settings, self._sizes, len(aligned)
         track = _track(aligned)
         tiles = plan_tiles(frames, sizes.tile, settings.overlap_in(sizes.tile))
+        self._plan(frames)
         with ExitStack() as held:
-            with self._stage("load"):
-                denoiser = load_engines(self._engines, settings, sizes, self._progress)
-                store = held.enter_context(closing(self._place(frames, kept_bytes)))
-            with self._stage("motion", frames):
-                self._encode_motion(reference, track, store)
-            with self._stage("appearance"):
-                points = self._encode_points(reference, track, held)
-            with self._stage("conditions", frames):
-                inputs = self._encode(reference, aligned, store, points)
-            with self._stage("denoise", settings.steps * len(tiles)):
-                latents = self._denoise(denoiser, inputs, tiles, held)
+            with ExitStack() as conditions_held:
+                with self._stage("load"):
+                    store = conditions_held.enter_context(closing(self._place(frames, kept_bytes)))
+                with self._stage("motion", frames):
+                    self._encode_motion(reference, track, store)
+                with self._stage("appearance"):
+                    points = self._encode_points(reference, track, conditions_held)
+                with self._stage("conditions", frames):
+                    inputs = self._encode(reference, aligned, store, points)
+                with self._stage("denoise", settings.steps * len(tiles)):
+                    latents = self._denoise(self._loading.denoiser(), inputs, tiles, held)
             with self._stage("decode", frames - 1):
                 yield from self._decode(latents)
 
     @contextmanager
     def _stage(self, name: str, total: int | None = 1) -> Iterator[None]:
-        """Time a stage until the device is done with it, and report its beginning and end."""
+        """Time a stage until the device is done with it, with its engines; report its beginning and end."""
         with self.timer.stage(name):
             self._progress.begin(name, total)
+            self._loading.begin(name)
             yield
             self._stream.synchronize()
             self._progress.end(name)
@@ -191,11 +234,9 @@ class Run:
 
     def _place(self, frames: int, kept_bytes: int) -> ClipStore:
         """Allocate a place for the clip's conditions; refuses a clip that does not fit, before the long work on it."""
-        names = ["pose_latents", *(["motion_features"] if "motion" in self._settings.controls else [])]
-        tensors = {name: self._engines(CONDITION_SOURCES[name]).tensor(name) for name in names}
-        rows = {name: (tensor.shape[1:], tensor.dtype) for name, tensor in tensors.items()}
-        place, device = self._settings.conditions_memory, self._engines.loader.device
-        plan = plan_run(frames, self._sizes, rows, place, FreeMemory.of(device), kept_bytes)
+        place, device, rows = self._settings.conditions_memory, self._engines.loader.device, self._rows
+        plan = plan_run(frames, self._sizes, rows, place, self._loading.free_memory(), kept_bytes)
+        self._loading.recomputes = plan.place == "recompute"
         return place_conditions(plan, rows, device, self._sizes.tile)
 
     def _encode_motion(self, reference: U8, track: Track, store: ClipStore) -> None:

@@ -81,6 +81,13 @@ class FakeNetworks:
     def __init__(self, device: Device | None = None) -> None:
         self.loader = FakeLoader(device)
         self.loaded: dict[str, FakeEngine] = {}
+        self.manifest: Any = SimpleNamespace(
+            sizes=SIZES,
+            scheduler=SchedulerConstants(),
+            backend="onnxruntime",
+            targets=(),
+            networks={name: SimpleNamespace(backend="onnxruntime", compute_dtype="float32") for name in FORMULAS},
+        )
 
     def __call__(self, name: str) -> FakeEngine:
         if name not in self.loaded:
@@ -122,9 +129,8 @@ def run_networks(
 ) -> Iterator[np.ndarray]:
     """The chunks of a run. The pose of a frame is that of the dance whose number its first pixel holds."""
     chosen = Settings(**{"steps": 2, "stride": 1, "overlap": 2, **settings})
-    manifest: Any = SimpleNamespace(sizes=SIZES, scheduler=SchedulerConstants())
     engines: Any = networks
-    run = Run(chosen, engines, manifest, seeded_noise(chosen.seed), progress or Progress(False), as_observer(observer))
+    run = Run(chosen, engines, networks.manifest, seeded_noise(chosen.seed), progress or Progress(False), as_observer(observer))
     [reference] = film(1)
     opened = video if isinstance(video, media.Video) else media.open_video(video)
     with (

@@ -355,6 +355,13 @@ class EngineLoader(ABC):
         while self._graphs:
             self._graphs.popitem()[1][1].close()
 
+    def trim(self) -> None:
+        """Give memory of a GPU that is kept for later back, before someone else allocates; nothing on the CPU."""
+        if self.device.name != "cpu":
+            if self.device.pool.reclaim is not None:
+                self.device.pool.reclaim()
+            self.device.pool.trim()
+
     @abstractmethod
     def close(self) -> None:
         """Free the shared resources, after the engines. Calling it twice is fine."""
