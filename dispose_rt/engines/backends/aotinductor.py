@@ -20,6 +20,7 @@ from ...device import Array, CpuDevice, Device, Gpu, Graph, Stream, check_device
 from ...device.cpu import submit
 from ...device.cuda import CudaDevice
 from ...errors import DeviceError, DisposeError, EngineError, OutOfMemoryError
+from ...system.memory import is_out_of_memory
 from ..manifest import Manifest
 from ..signature import signature_differences
 from .aotinductor_package import PackageLabel, cpu_features, read_label, this_machine
@@ -202,10 +203,16 @@ class AotInductorLoader(EngineLoader):
             raise EngineError(f"the network {network} cannot be opened: its directory was closed. Open it again.")
         path, record = self._manifest.engine_path(network), self._manifest.networks[network]
         again = f"Build the directory again: {self._manifest.rebuild_command()}"
+        self.trim()  # weights are allocated beside our memory
         try:
             package = LoadedPackage(path, self.device.name)
             self._wait_for_weights()
         except (EngineError, DeviceError) as error:
+            if error.__cause__ is not None and is_out_of_memory(error.__cause__):
+                raise OutOfMemoryError(
+                    f"{network} takes {record.files[0].size_bytes / 1e6:,.0f} MB of {self.device.name}, which lacks "
+                    f"them: {error}. Close other programs on it, or build with a smaller --size or --tile-frames"
+                ) from error
             raise type(error)(f"{network}: {error}. {again}") from error
         sizes, dtype = self._manifest.sizes, record.compute_dtype
         label = package.label
@@ -241,7 +248,7 @@ class AotInductorLoader(EngineLoader):
         try:
             with cuda.device(self.device.name):
                 cuda.synchronize()
-                cuda.empty_cache()  # the graph's memory comes on top of it
+                self.trim()  # the graph's memory comes on top of what torch and our pool keep
                 pool = cuda.MemPool()
                 with cuda.use_mem_pool(pool):
                     return _PooledGraph(super().capture(body), pool)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import mmap
+import shlex
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from ...device import Array, Graph, Stream, resolve_device
 from ...device.cuda import CudaDevice
-from ...errors import DeviceError, EngineError, OutOfMemoryError
+from ...errors import DeviceError, DeviceLostError, DisposeError, EngineError, OutOfMemoryError
 from ...system.sealed_file import read_sealed, write_sealed
 from ..manifest import Manifest
 from ..signature import Signature, signature_differences
@@ -55,11 +56,31 @@ class TensorRtLoader(EngineLoader):
         if built_with != self.flavour.name:
             raise EngineError(f"{network} was built for {built_with}, and is opened with {self.flavour.name}")
         self.device.make_current()
+        self.trim()  # TensorRT allocates for itself
         return TensorRtEngine(self, network)
 
     def capture(self, body: Callable[[], None]) -> Graph:
-        """See `EngineLoader.capture`."""
+        """See `EngineLoader.capture`. The driver allocates for the graph, beside our memory."""
+        self.trim()
         return _ScratchGraph(self.stream.capture(body), self.scratch)
+
+    def explain_failure(self, what: str, advice: str = "") -> DisposeError:
+        """Return the error of a call that TensorRT refused, with what its log says.
+
+        Args:
+            what: what failed.
+            advice: what helps where it is not a lack of memory.
+        """
+        lacks_memory, quoted = self.log.lacks_memory, self.log.quote()
+        if not lacks_memory:
+            return EngineError(f"{what}:\n{quoted}" + (f"\n{advice}" if advice else ""))
+        free, total = self.device.memory_bytes()
+        return OutOfMemoryError(
+            f"{what}, as the GPU is out of memory: {free / 1e6:,.0f} of {total / 1e6:,.0f} MB are free:\n{quoted}\n"
+            "Close other programs on it (nvidia-smi lists them), pass a smaller decode_chunk, or build engines with a "
+            f"smaller --size or --tile-frames; what would fit says dispose-rt doctor {shlex.quote(str(self.manifest.folder))}"
+            " --plan"
+        )
 
     def close(self) -> None:
         """Free the shared resources, after the engines. Calling it twice is fine."""
@@ -76,7 +97,8 @@ class Scratch:
     """One block of memory in which all engines of a directory compute, one after the other.
 
     This is safe because all runs follow each other on one stream. Allocating an engine that needs more memory moves
-    it; graphs that were captured before would compute at the old address.
+    it; graphs that were captured before would compute at the old address. When the engine that needs most is closed,
+    the memory shrinks to what the others need.
 
     Attributes:
         moves: number of times that it has moved.
@@ -86,6 +108,7 @@ class Scratch:
         self._stream = stream
         self._memory: Array | None = None
         self._contexts: dict[int, Any] = {}
+        self._needs: dict[int, int] = {}
         self.moves = 0
 
     def attach(self, context: Any, size_bytes: int) -> None:
@@ -102,6 +125,7 @@ class Scratch:
         if self._memory is None or self._memory.nbytes < size_bytes:
             self._grow(size_bytes)
         self._contexts[id(context)] = context
+        self._needs[id(context)] = size_bytes
         self._point([context])
 
     def _grow(self, size_bytes: int) -> None:
@@ -120,6 +144,7 @@ class Scratch:
         finally:
             if self._memory is None:
                 self._contexts.clear()  # they attach again before they run
+                self._needs.clear()
             self._point(self._contexts.values())
 
     def _point(self, contexts: Iterable[Any]) -> None:
@@ -133,18 +158,32 @@ class Scratch:
             self._memory.free()
             self._memory = None
             self.moves += 1
+            with contextlib.suppress(DeviceLostError):
+                self._stream.device.pool.trim()  # the largest block of all: others cannot allocate what the pool keeps
 
     def serves(self, context: Any) -> bool:
         """Whether a context computes here."""
         return id(context) in self._contexts
 
     def detach(self, context: Any) -> None:
-        """Forget a context."""
+        """Forget a context that attaches again."""
         self._contexts.pop(id(context), None)
+
+    def leave(self, context: Any) -> None:
+        """Forget a context that is destroyed, after its runs, and free what none of the others needs.
+
+        The others attach again before they run.
+        """
+        self.detach(context)
+        self._needs.pop(id(context), None)
+        if self._memory is not None and max(self._needs.values(), default=0) < self._memory.nbytes:
+            self._contexts.clear()
+            self._release()
 
     def close(self) -> None:
         """Free the memory, after the runs in it. Calling it twice is fine."""
         self._contexts.clear()
+        self._needs.clear()
         self._release()
 
 
@@ -203,9 +242,7 @@ class TensorRtEngine(Engine):
         with builder_lock():  # kernels are compiled here, and what the compiler has to say is logged
             self._context, cache = loader.flavour.create_context(self._engine, kept)
         if self._context is None:
-            raise EngineError(
-                f"{loader.flavour.name} cannot prepare {self.name} on the {gpu.name}:\n{loader.log.quote()}"
-            )
+            raise loader.explain_failure(f"{loader.flavour.name} cannot prepare {self.name} on the {gpu.name}")
         if cache is not None:
             self._cache = _RuntimeCache(path, cache, kept)
             self._cache.save()
@@ -245,7 +282,7 @@ class TensorRtEngine(Engine):
 
     def _require(self, succeeded: bool, what: str) -> None:
         if not succeeded:
-            raise EngineError(f"{self.name}: TensorRT refuses {what}:\n{self._loader.log.quote()}")
+            raise self._loader.explain_failure(f"{self.name}: TensorRT refuses {what}")
 
     def _check_signature(self) -> None:
         """Compare the engine's tensors with the contract."""
@@ -274,9 +311,17 @@ class TensorRtEngine(Engine):
         return theirs
 
     def _queue(self, stream: Stream) -> None:
-        self._loader.device.make_current()
-        if not self._context.execute_async_v3(stream.handle):
-            raise EngineError(f"the network {self.name} failed in TensorRT:\n{self._loader.log.quote()}")
+        loader = self._loader
+        loader.device.make_current()
+        loader.log.messages.clear()
+        if self._context.execute_async_v3(stream.handle):
+            return
+        if loader.log.lacks_memory and not stream.capturing:  # its kernels are loaded when they first run
+            loader.log.messages.clear()
+            loader.trim()
+            if self._context.execute_async_v3(stream.handle):
+                return
+        raise loader.explain_failure(f"the network {self.name} failed in TensorRT")
 
     def capture_problem(self, stream: Stream) -> str | None:
         """See `Engine.capture_problem`."""
@@ -292,7 +337,7 @@ class TensorRtEngine(Engine):
         if self._cache is not None:
             self._cache.save()
         if self._context is not None:
-            self._loader.scratch.detach(self._context)
+            self._loader.scratch.leave(self._context)
         self._context = self._cache = self._engine = None  # in this order: each refers to the next
 
 
@@ -333,8 +378,7 @@ def _deserialize(loader: TensorRtLoader, network: str) -> Any:
     if refusal:
         raise EngineError(f"{path} cannot be used on the {loader.device.gpu.name}: {refusal}. {_rebuild(loader)}")
     if engine is None:
-        raise EngineError(
-            f"{loader.flavour.name} {loader.flavour.version} cannot load {path}:\n{loader.log.quote()}\n"
-            + _rebuild(loader)
+        raise loader.explain_failure(
+            f"{loader.flavour.name} {loader.flavour.version} cannot load {path}", _rebuild(loader)
         )
     return engine

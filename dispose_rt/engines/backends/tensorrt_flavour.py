@@ -33,6 +33,10 @@ _OLDEST = {"tensorrt_rtx": (1, 2), "tensorrt": (10, 8)}
 """First version that has everything we call."""
 
 _KEPT_MESSAGES = 12
+_NO_MEMORY = re.compile(
+    r"out ?of ?memory|could not be allocated|failed to allocate|not enough (?:free )?memory|MemoryAllocation", re.I
+)
+"""Words of TensorRT and CUDA in the log where an allocation on the GPU has failed."""
 _SCRATCH_MEMORY = re.compile(r"Total Activation Memory: (\d+) bytes")
 """What a builder says of a plan at its largest shapes. It needs no GPU for that."""
 
@@ -213,7 +217,7 @@ class Flavour:
     def create_log(self) -> Any:
         """Return a logger that keeps the latest errors. It must outlive all that was made with it.
 
-        Its `scratch_bytes` is the memory that runs of the plan built last need beside weights and tensors; None before.
+        Its `lacks_memory` tells whether they speak of a lack of memory. Its `scratch_bytes` is the memory that runs of the plan built last need beside weights and tensors; None before.
         """
         trt = self.trt
 
@@ -229,6 +233,11 @@ class Flavour:
                 serious = (trt.ILogger.Severity.INTERNAL_ERROR, trt.ILogger.Severity.ERROR)
                 if severity in serious and message not in self.messages:
                     self.messages.append(message.strip())
+
+            @property
+            def lacks_memory(self) -> bool:
+                """Whether one of the messages says that memory of the GPU ran out."""
+                return any(_NO_MEMORY.search(message) for message in self.messages)
 
             def quote(self) -> str:
                 """Return and forget the messages, one per line."""
@@ -288,12 +297,13 @@ class RtxFlavour(Flavour):
         return None
 
     def refusal(self, runtime: Any, plan: Any) -> str | None:
-        """See `Flavour.refusal`."""
+        """See `Flavour.refusal`. A lack of memory is no refusal: loading the plan says so, and memory comes and goes."""
         validity, diagnostics = runtime.get_engine_validity(plan)
         if validity != self.trt.EngineValidity.INVALID:
             return None
         members = self.trt.EngineInvalidityDiagnostics.__members__
-        reasons = [_DIAGNOSTICS.get(name, name) for name, bit in members.items() if int(bit) & int(diagnostics)]
+        found = [name for name, bit in members.items() if int(bit) & int(diagnostics)]
+        reasons = [_DIAGNOSTICS.get(name, name) for name in found if name != "INSUFFICIENT_GPU_MEMORY"]
         return "; ".join(reasons) or None
 
     def create_context(self, engine: Any, cache: bytes | None) -> tuple[Any, Any]:
@@ -321,7 +331,6 @@ _DIAGNOSTICS = {
     "UNSUPPORTED_CC": "it was not built for this GPU's compute capability",
     "OLD_CUDA_DRIVER": "the NVIDIA driver is too old for it",
     "OLD_CUDA_RUNTIME": "the CUDA runtime is too old for it",
-    "INSUFFICIENT_GPU_MEMORY": "the GPU has too little free memory for it",
     "MALFORMED_ENGINE": "it is damaged",
     "CUDA_ERROR": "CUDA does not work on this machine",
 }
