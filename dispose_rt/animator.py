@@ -122,7 +122,10 @@ class Animator:
         self._engines.clear()
 
     def warmup(self) -> None:
-        """Load every engine of every directory and run each once, so that the first run is as fast as the others.
+        """Load every engine and run each once, so that the first run is as fast as the others.
+
+        Of several directories, those are warmed up that fit on the device together; the log names them, and the others.
+        A run of another one closes the directory that was used least recently.
 
         Raises:
             EngineError: an engine cannot be loaded, or failed.
@@ -133,8 +136,13 @@ class Animator:
         for manifest in self._directories.manifests:
             sizes = manifest.sizes
             with self._queue.take(progress.check):
-                _LOG.info("warming up %s", manifest.folder)
+                is_alone = not self._engines.keys() - {manifest.folder}
                 run = Run(WARMUP, self._open(manifest), manifest, seeded_noise(WARMUP.seed), progress)
+                if not (is_alone or run.keeps_all()):
+                    _LOG.info("%s is not warmed up: it does not fit on the device beside the others", manifest.folder)
+                    self._engines.pop(manifest.folder).close()
+                    continue
+                _LOG.info("warming up %s: loading its engines", manifest.folder)
                 run.warm_up(standing_figure(sizes.width, sizes.height))
 
     @list_settings
@@ -260,13 +268,34 @@ class Animator:
         progress = Progress(task.report, task.cancel)
         with closing(progress):
             engines = self._open(task.manifest)
-            yield Run(task.settings, engines, task.manifest, task.noise, progress, task.observer, self._pose_cache)
+            yield Run(
+                task.settings,
+                engines,
+                task.manifest,
+                task.noise,
+                progress,
+                task.observer,
+                self._pose_cache,
+                lambda: self._close_idle(engines),
+            )
 
     def _open(self, manifest: Manifest) -> Engines:
-        """The engines of a directory; each of them is loaded when it is first needed, and kept."""
-        if manifest.folder not in self._engines:
-            self._engines[manifest.folder] = Engines(manifest, self.device)
-        return self._engines[manifest.folder]
+        """The engines of a directory, which is the last one of `_engines` from now on.
+
+        Each of them is loaded when it is first needed, and kept while memory suffices.
+        """
+        folder = manifest.folder
+        self._engines[folder] = self._engines.pop(folder, None) or Engines(manifest, self.device)
+        return self._engines[folder]
+
+    def _close_idle(self, used: Engines) -> bool:
+        """Close the directory on the same device that was used least recently; False where there is no other."""
+        for folder, engines in self._engines.items():
+            if engines is not used and engines.loaded and engines.loader.device.name == used.loader.device.name:
+                _LOG.info("memory is short: closing the engines of %s", folder)
+                self._engines.pop(folder).close()
+                return True
+        return False
 
     def _streamed_chunks(self, task: Task) -> Generator[U8]:
         with self._start(task) as run:

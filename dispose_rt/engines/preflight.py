@@ -10,6 +10,7 @@ from ..device import Gpu, compiled_module, resolve_device
 from ..device.modules import REINSTALL
 from ..errors import DeviceError, EngineError, ManifestError
 from .backends.tensorrt_flavour import FLAVOURS, portable_plan_runs_on, tensorrt_version
+from .footprint import least_bytes
 from .integrity import find_damage, repair_advice
 from .manifest import Manifest
 from .trust import find_distrust
@@ -92,17 +93,6 @@ def find_problems(manifest: Manifest, device: str, host: Host, *, rehash: bool =
 def runs_on_gpu(manifest: Manifest) -> bool:
     """Return whether the directory's engines need a GPU."""
     return manifest.backend != "onnxruntime" and "cpu" not in manifest.targets
-
-
-def plan_bytes(manifest: Manifest) -> int:
-    """Return the size of the files that a GPU backend loads: a lower bound of the memory that it takes."""
-    files = {
-        file
-        for record in manifest.networks.values()
-        if record.backend == manifest.backend != "onnxruntime"
-        for file in record.files
-    }
-    return sum(file.size_bytes for file in files)
 
 
 def _trust_problems(manifest: Manifest) -> Iterator[Problem]:
@@ -201,12 +191,12 @@ def _gpu_problems(manifest: Manifest, gpu: Gpu, host: Host) -> Iterator[Problem]
             f"the NVIDIA driver supports CUDA {gpu.driver_version}, installed packages need {_major(bindings)}.0",
             "Update the NVIDIA driver (https://www.nvidia.com/drivers).",
         )
-    needed = plan_bytes(manifest)
+    needed = least_bytes(manifest)
     if gpu.free_bytes < needed:
         smaller = manifest.rebuild_command(**{"tile-frames": str(max(2, manifest.sizes.tile // 2))})
         yield Problem(
-            f"{label} has {_giga(gpu.free_bytes)} of {_giga(gpu.total_bytes)} GB free; the engine files alone take "
-            f"{_giga(needed)} GB, a lower bound of what a run needs",
+            f"{label} has {_giga(gpu.free_bytes)} of {_giga(gpu.total_bytes)} GB free; a run takes at least "
+            f"{_giga(needed)} GB, with engines closed behind each stage and frames decoded one by one",
             "Close other programs on the GPU (nvidia-smi lists them), pass another GPU, e.g. device='cuda:1', or build "
             f"engines for a smaller --size or shorter tiles: {smaller}",
         )

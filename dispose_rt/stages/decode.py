@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections import deque
 from collections.abc import Callable, Generator
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 
 from .. import kernels
@@ -49,8 +50,16 @@ def decode_frames(latents: Array, vae_decoder: Engine, chunk: int | None = None)
     queued: deque[_Chunk] = deque()
     ahead = 0 if stream.device.synchronous else 1
     try:
-        slots += [_Slot(vae_decoder, length, height, width) for _ in range(ahead + 1)]
-        length = _shorten(vae_decoder, chunk, length, lambda fits: slots[0].decode(latents.rows(0, min(fits, frames))))
+
+        def attempt(fits: int) -> None:
+            stream.synchronize()  # a longer chunk may have been queued in part
+            while slots:
+                slots.pop().close()
+            for _ in range(ahead + 1):
+                slots.append(_Slot(vae_decoder, fits, height, width))
+            slots[0].decode(latents.rows(0, min(fits, frames)))
+
+        length = _shorten(vae_decoder, chunk, length, attempt)
         for number, start in enumerate(range(0, frames, length)):
             part = _Chunk(start, min(start + length, frames), slots[number % len(slots)])
             if start > 0:
@@ -149,11 +158,17 @@ class _Slot:
         self._decoder = vae_decoder
         self._stream = vae_decoder.stream
         device = self._stream.device
-        self._pixels = device.empty((length, height, width, 3), "uint8")
-        self._nonfinite = device.empty((1,), "int32")
-        self._host_pixels = device.pinned(self._pixels.shape, "uint8")
-        self._host_nonfinite = device.pinned((1,), "int32")
-        self._arrived = device.event()
+        with ExitStack() as undo:
+            self._pixels = device.empty((length, height, width, 3), "uint8")
+            undo.callback(self._pixels.free)
+            self._nonfinite = device.empty((1,), "int32")
+            undo.callback(self._nonfinite.free)
+            self._host_pixels = device.pinned(self._pixels.shape, "uint8")
+            undo.callback(self._host_pixels.free)
+            self._host_nonfinite = device.pinned((1,), "int32")
+            undo.callback(self._host_nonfinite.free)
+            self._arrived = undo.enter_context(closing(device.event()))
+            self._held = undo.pop_all()
 
     def decode(self, latents: Array) -> None:
         """Queue decoding, colour conversion and the copy to the host of one chunk."""
@@ -177,6 +192,4 @@ class _Slot:
         return pixels
 
     def close(self) -> None:
-        for array in (self._pixels, self._nonfinite, self._host_pixels, self._host_nonfinite):
-            array.free()
-        self._arrived.close()
+        self._held.close()

@@ -17,8 +17,9 @@ from dispose_rt import Animator
 from dispose_rt.contract import NETWORKS, SchedulerConstants
 from dispose_rt.device import Gpu, find_gpus
 from dispose_rt.engines.directory import EngineDirectories
+from dispose_rt.engines.footprint import least_bytes
 from dispose_rt.engines.manifest import Manifest, NetworkRecord, read_manifest, record_file, write_manifest
-from dispose_rt.engines.preflight import Host, check_directory, plan_bytes
+from dispose_rt.engines.preflight import Host, check_directory
 from dispose_rt.engines.signature import contract_signature
 from dispose_rt.errors import DeviceError, EngineError, InputError, ManifestError
 from tests.engines.damaged_directory import (
@@ -160,7 +161,7 @@ class TestMachines:
         "too little memory": (
             {},
             {"gpu": replace(GPU, free_bytes=1000)},
-            r"0.00 of 48.00 GB free; the engine files alone take .* a lower bound(?s:.*)--tile-frames 3",
+            r"0.00 of 48.00 GB free; a run takes at least .* GB, with engines closed(?s:.*)--tile-frames 3",
         ),
         "an old driver": (
             {},
@@ -216,10 +217,20 @@ class TestMachines:
 
     def test_onnx_files_are_no_gpu_memory(self, tmp_path: Path) -> None:
         manifest = write_compiled(tmp_path / "e")
-        plans = sum(path.stat().st_size for path in (tmp_path / "e").glob("*.plan"))
-        assert plan_bytes(manifest) == plans
-        EngineDirectories(tmp_path / "e", host=make_host(replace(GPU, free_bytes=plans)))
-        refusal(tmp_path / "e", host=make_host(replace(GPU, free_bytes=plans - 1)))
+        needed = least_bytes(manifest)
+        EngineDirectories(tmp_path / "e", host=make_host(replace(GPU, free_bytes=needed)))
+        refusal(tmp_path / "e", host=make_host(replace(GPU, free_bytes=needed - 1)))
+
+    def test_memory_beside_the_files_counts(self, tmp_path: Path) -> None:
+        """What runs of TensorRT's engines need, and tensors: twice the files, at 576x1024."""
+        manifest = write_compiled(tmp_path / "e")
+        unet = replace(manifest.networks["unet"], scratch_bytes=10**9)
+        scratchy = replace(manifest, networks={**manifest.networks, "unet": unet})
+        write_manifest(scratchy)
+        assert least_bytes(scratchy) > 10**9 > least_bytes(manifest)
+        error = refusal(tmp_path / "e", host=make_host(replace(GPU, free_bytes=10**9)))
+        assert f"a run takes at least {least_bytes(scratchy) / 1e9:.2f} GB" in str(error)
+        assert least_bytes(replace(scratchy, backend="onnxruntime")) == 0
 
     def test_unknown_devices_are_the_callers_mistake(self, tmp_path: Path) -> None:
         manifest = write_compiled(tmp_path / "e")
