@@ -38,7 +38,8 @@ RESIDENCIES: Mapping[str, frozenset[str]] = {
 """What is closed behind the last stage that needs it: nothing, the networks that a run needs once, or every network."""
 
 MARGIN_SHARE = 0.03
-"""Share of the memory that no plan gives away: captured graphs, kernels' code that is loaded late, fragmentation."""
+"""Share of the memory that is left where engines are closed instead: for captured graphs, kernels' code that is loaded
+late, contexts, fragmentation."""
 
 _CONTROLS = {"controlnet": ("motion", "points"), "dift": ("points",), "point_encoder": ("points",)}
 _CONTROLS |= dict.fromkeys(STAGES["motion"], ("motion",))
@@ -51,7 +52,7 @@ class Footprint:
     Attributes:
         weights_bytes: its engine's file, which is on the device as long as it is loaded.
         tensor_bytes: its inputs and outputs at their largest shapes.
-        lent_bytes: those of them that another network lends it where that is loaded, see LENDERS.
+        lent_bytes: those of them that the ControlNet lends the UNet when both are loaded.
         scratch_bytes: what a run takes beside both at the largest shapes. TensorRT's engines share one block, which
             stays; AOTInductor's allocate while they run.
         is_measured: whether `scratch_bytes` is the compiler's or a measurement, and not an estimate.
@@ -80,7 +81,7 @@ def _footprint(name: str, record: NetworkRecord, sizes: Sizes) -> Footprint:
     scratch_bytes = record.scratch_bytes
     if scratch_bytes is None:
         scratch_bytes = estimate_scratch(name, sizes, record.compute_dtype)
-    own, lent = _tensors(name), _tensors(LENDERS[name]) if name in LENDERS else {}
+    own, lent = _tensors(name), _tensors("controlnet") if name == "unet" else {}
     tensor_bytes = {one: _tensor_bytes(tensor, sizes, record.compute_dtype) for one, tensor in own.items()}
     lent_bytes = sum(tensor_bytes[one] for one in own.keys() & lent.keys())
     is_measured = record.scratch_bytes is not None
@@ -219,19 +220,14 @@ class MemoryPlan:
         return self.engine_bytes + self.clip_bytes
 
     @property
-    def usable_bytes(self) -> int:
-        """What may be planned with."""
-        return int(self.available_bytes * (1 - MARGIN_SHARE))
-
-    @property
     def fits(self) -> bool:
-        """Whether the run fits."""
-        return self.peak_bytes <= self.usable_bytes
+        """Whether the run fits, with a margin."""
+        return self.peak_bytes <= self.available_bytes * (1 - MARGIN_SHARE)
 
     @property
     def free_bytes(self) -> int:
         """What is left for the clip; 0 where even the engines do not fit."""
-        return max(self.usable_bytes - self.engine_bytes, 0)
+        return max(self.available_bytes - self.engine_bytes, 0)
 
 
 def plan_memory(
@@ -305,7 +301,7 @@ def _peaks(
 def _resident_bytes(name: str, networks: Mapping[str, Footprint], loaded: Collection[str]) -> int:
     """Bytes of a network that is loaded while another one runs."""
     one = networks[name]
-    return one.weights_bytes + one.tensor_bytes - (one.lent_bytes if LENDERS.get(name) in loaded else 0)
+    return one.weights_bytes + one.tensor_bytes - (one.lent_bytes if "controlnet" in loaded else 0)
 
 
 def least_bytes(manifest: Manifest) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
@@ -56,6 +57,7 @@ class RunEngines:
     ) -> None:
         self._engines = engines
         self._settings = settings
+        self._manifest = manifest
         self._sizes = manifest.sizes
         self._progress = progress
         self._make_room = make_room
@@ -73,11 +75,16 @@ class RunEngines:
 
         Args:
             clip_bytes: the least that the clip takes of the device.
+
+        Raises:
+            OutOfMemoryError: the engines do not fit, not even stage by stage.
         """
         while True:
-            self.plan = self._plan(clip_bytes)
+            self.plan = self.propose(clip_bytes)
             if (self.plan.fits and self.plan.residency == "all") or not self._make_room():
                 break
+        if self._is_known and self.plan.engine_bytes > self.plan.available_bytes:
+            raise OutOfMemoryError(self._refusal())
         if self.plan.residency != "all":
             _LOG.info(
                 "engines are closed behind their stages (%r), as %.2f GB of device memory are available: see "
@@ -87,7 +94,24 @@ class RunEngines:
             )
         return self.plan
 
-    def _plan(self, clip_bytes: int) -> MemoryPlan:
+    @property
+    def _is_known(self) -> bool:
+        """Whether no figure of the plan is an estimate."""
+        return all(self._networks[name].is_measured for name in self._needed)
+
+    def _refusal(self) -> str:
+        worst = max(self.plan.stages, key=lambda one: one.peak_bytes)
+        tile, folder = max(2, self._manifest.sizes.tile // 2), self._manifest.folder
+        return (
+            f"the engines of {folder} take {worst.peak_bytes / 1e9:.2f} GB of {self._engines.loader.device.name} in the "
+            f"stage {worst.stage}, with all others closed, and {self.plan.available_bytes / 1e9:.2f} GB are available. "
+            "Close other programs on the GPU (nvidia-smi lists them), or build engines for a smaller --size or shorter "
+            f"tiles: {self._manifest.rebuild_command(**{'tile-frames': str(tile)})}. What fits says dispose-rt doctor "
+            f"{shlex.quote(str(folder))} --plan"
+        )
+
+    def propose(self, clip_bytes: int) -> MemoryPlan:
+        """Return what `decide` would, with nothing closed for it."""
         available_bytes = FreeMemory.of(self._engines.loader.device).device_bytes + self._held_bytes()
         return plan_memory(
             self._networks,
@@ -111,8 +135,7 @@ class RunEngines:
         """Return what is free for the clip beside everything that the plan still loads, or allocates while it runs."""
         free = FreeMemory.of(self._engines.loader.device)
         plan = replace(self.plan, available_bytes=free.device_bytes + self._held_bytes())
-        is_known = all(one.is_measured for one in self._networks.values())
-        if not plan.engine_bytes or not (plan.fits or is_known):  # nothing to subtract, or an estimate too high
+        if not plan.engine_bytes or not (plan.free_bytes or self._is_known):  # nothing, or too much, to subtract
             return free
         return replace(free, device_bytes=plan.free_bytes)
 

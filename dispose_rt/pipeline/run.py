@@ -15,7 +15,6 @@ from ..clip.plan import MemoryWatch, check_length, estimate_clip, place_conditio
 from ..clip.store import ClipStore, Rows
 from ..contract import DIFT_ENSEMBLE, NETWORKS
 from ..device import Array
-from ..engines.footprint import MemoryPlan
 from ..engines.manifest import Manifest
 from ..engines.open import Engines
 from ..hooks.observer import NO_OBSERVER, Observer, is_wanted
@@ -109,7 +108,7 @@ class Run:
         self._observer.reference(reference)
         kept_bytes = reference.nbytes if kept else 0
         expected = expected_frames(video, step)
-        self._plan((expected or 1) + 1)
+        self._loading.decide(self._least_bytes((expected or 1) + 1))
         check_length((expected or 1) + 1, sizes, self._loading.free_memory(), kept_bytes)
         try:
             yield from self._animate(reference, video, step, expected, kept_bytes)
@@ -142,7 +141,7 @@ class Run:
         sizes = self._sizes
         grey: U8 = np.full((sizes.height, sizes.width, 3), 127, np.uint8)
         frames = 1 if self._stream.device.synchronous else sizes.tile
-        self._plan(frames)
+        self._loading.decide(self._least_bytes(frames))
         try:
             with self._stage("pose"):
                 self._finder().estimate(grey)
@@ -153,13 +152,14 @@ class Run:
 
     def keeps_all(self) -> bool:
         """Whether every engine fits on the device at once beside what other engine directories hold there."""
-        return self._plan(self._sizes.tile).residency == "all"
+        plan = self._loading.propose(self._least_bytes(self._sizes.tile))
+        return plan.fits and plan.residency == "all"
 
-    def _plan(self, frames: int) -> MemoryPlan:
-        """Plan the engines around a clip of that many frames, the reference included."""
+    def _least_bytes(self, frames: int) -> int:
+        """The least that a clip of that many frames, the reference included, takes of the device."""
         chosen = self._settings.conditions_memory
         place = "recompute" if chosen == "auto" else chosen
-        return self._loading.decide(estimate_clip(frames, self._sizes, self._rows, place).device_bytes)
+        return estimate_clip(frames, self._sizes, self._rows, place).device_bytes
 
     @cached_property
     def _rows(self) -> dict[str, Rows]:
@@ -178,7 +178,7 @@ class Run:
         settings, sizes, frames = self._settings, self._sizes, len(aligned)
         track = _track(aligned)
         tiles = plan_tiles(frames, sizes.tile, settings.overlap_in(sizes.tile))
-        self._plan(frames)
+        self._loading.decide(self._least_bytes(frames))
         with ExitStack() as held:
             with ExitStack() as conditions_held:
                 with self._stage("load"):

@@ -126,6 +126,9 @@ class FakeCuda:
         blocks: device memory by address; host_blocks: pinned memory.
         calls: what was called, without questions; selected: the GPUs that were made current.
         contexts: the GPUs on which the process holds a context.
+        foreign_bytes: memory of GPU 0 that libraries have allocated by themselves, see `take_foreign`.
+        graph_bytes: what the driver allocates for each piece of work in a graph.
+        highest_bytes: the most that was in use on GPU 0 at one time.
         failing: errors that the next call of a function answers.
         faults: errors of the kernels that run next.
         lost: the error that every call answers since a kernel failed.
@@ -157,6 +160,9 @@ class FakeCuda:
         self.faults: deque[CudaError] = deque()
         self.lost: CudaError | None = None
         self.last_error = CudaError.cudaSuccess
+        self.foreign_bytes = 0
+        self.graph_bytes = 0
+        self.highest_bytes = 0
         self._freed: dict[int, NDArray[np.uint8]] = {}  # kept, so that no address comes twice
         self._gpu_of: dict[int, int] = {}
         self._handles = itertools.count(77)
@@ -230,7 +236,25 @@ class FakeCuda:
     def memory_of(self, gpu: int) -> tuple[int, int]:
         """Free and total memory of a GPU, in bytes."""
         used = sum(len(block) for address, block in self.blocks.items() if self._gpu_of[address] == gpu)
+        used += self.foreign_bytes if gpu == 0 else 0
         return self.memory_bytes - used, self.memory_bytes
+
+    def _note_highest(self) -> None:
+        self.highest_bytes = max(self.highest_bytes, self.memory_bytes - self.memory_of(0)[0])
+
+    def take_foreign(self, size: int) -> bool:
+        """Allocate as a library does, TensorRT or torch, say; False where there is no room."""
+        with self._lock:
+            if size > self.memory_of(0)[0]:
+                return False
+            self.foreign_bytes += size
+            self._note_highest()
+            return True
+
+    def give_foreign(self, size: int) -> None:
+        """Free what `take_foreign` allocated."""
+        with self._lock:
+            self.foreign_bytes -= size
 
     @api(1)
     def cudaMalloc(self, size: int) -> int:
@@ -239,6 +263,7 @@ class FakeCuda:
             raise CallError(CudaError.cudaErrorMemoryAllocation)
         address = self._new_block(self.blocks, size)
         self._gpu_of[address] = self.current
+        self._note_highest()
         return address
 
     @api()
@@ -516,8 +541,11 @@ class FakeCuda:
 
     @api(1)
     def cudaGraphInstantiate(self, graph: int, flags: int) -> int:
+        work = list(_find(self.graphs, graph))
+        if not self.take_foreign(self.graph_bytes * len(work)):
+            raise CallError(CudaError.cudaErrorMemoryAllocation)
         handle = next(self._handles)
-        self.executables[handle] = list(_find(self.graphs, graph))
+        self.executables[handle] = work
         return handle
 
     @api()
@@ -533,7 +561,7 @@ class FakeCuda:
 
     @api()
     def cudaGraphExecDestroy(self, graphExec: int) -> None:  # noqa: N803
-        _find(self.executables, graphExec)
+        self.give_foreign(self.graph_bytes * len(_find(self.executables, graphExec)))
         del self.executables[graphExec]
 
 

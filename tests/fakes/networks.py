@@ -94,12 +94,16 @@ class FakeNetworks:
             self.loaded[name] = FakeEngine(name, SIZES, FORMULAS[name], stream=self.loader.stream)
         return self.loaded[name]
 
+    def release(self, names: Iterable[str]) -> None:
+        for name in {*names} & self.loaded.keys():
+            self.loaded.pop(name).close()
+
     def close(self) -> None:
         for engine in self.loaded.values():
             engine.close()
 
 
-def _dancer(number: int) -> Pose:
+def dancer(number: int) -> Pose:
     joints = _DANCE[number % BAR_FRAMES]
     spread = np.linspace(-0.02, 0.02, 68)[:, None] * [1, -1]
     return Pose(
@@ -134,7 +138,7 @@ def run_networks(
     [reference] = film(1)
     opened = video if isinstance(video, media.Video) else media.open_video(video)
     with (
-        patch.object(pose, "find_poses", lambda image, detector, estimator: _dancer(int(image[0, 0, 0]))),
+        patch.object(pose, "find_poses", lambda image, detector, estimator: dancer(int(image[0, 0, 0]))),
         patch.object(draw, "CANVAS_SHORT_SIDE_PX", SIZES.width),  # coarse drawings take less time
     ):
         yield from run.chunks(reference, opened, Pace.of(opened, chosen).step)

@@ -7,6 +7,7 @@ or by wrong numbers.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
@@ -51,6 +52,7 @@ class FakeContext:
         self.memory = (0, 0)
         self.calls: list[str] = []
         self.fails = False
+        self.fails_once = ""
 
     def set_tensor_address(self, name: str, address: int) -> bool:
         self.calls.append(f"set_tensor_address {name}")
@@ -78,6 +80,10 @@ class FakeContext:
         if self.fails:
             self.engine.log.log("ERROR", "the kernel is unhappy")
             return False
+        if self.fails_once:
+            self.engine.log.log("ERROR", self.fails_once)
+            self.fails_once = ""
+            return False
         assert set(self.addresses) == set(self.engine.tensors)
         assert self.sized_for in (None, self.shapes), "its memory was divided for other shapes"
         needed = self.engine.device_memory_size_v2 if self.sized_for is None else self.engine.scratch_bytes(self.shapes)
@@ -91,8 +97,25 @@ class FakeContext:
         return True
 
 
+class Loaded:
+    """An engine or a context as the backend holds it: its memory of the GPU, which TensorRT allocates, is given back
+    with the last reference."""
+
+    def __init__(self, what: Any, cuda: FakeCuda, size: int) -> None:
+        self._what = what
+        weakref.finalize(self, cuda.give_foreign, size)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._what, name)
+
+
 class FakeEngine:
-    """The engine of a network: `compute(run)` is what a run does."""
+    """The engine of a network: `compute(run)` is what a run does.
+
+    Attributes:
+        weights_bytes: what it takes of the GPU once it is loaded; context_bytes: what a context takes.
+        loads: how often it was loaded, or was to be.
+    """
 
     def __init__(
         self, cuda: FakeCuda, network: str, sizes: Sizes, dtype: str, compute: Callable[[FakeRun], None]
@@ -102,6 +125,7 @@ class FakeEngine:
         self.compute = compute
         self.log: Any = None
         self.device_memory_size_v2 = 1000
+        self.weights_bytes = self.context_bytes = self.loads = 0
         self.uncapturable = False
         self.cache = FakeRuntimeCache()
         self.contexts: list[FakeContext] = []
@@ -132,11 +156,14 @@ class FakeEngine:
     def create_runtime_config(self) -> FakeRuntimeConfig:
         return FakeRuntimeConfig(self)
 
-    def create_execution_context(self, how: Any) -> FakeContext:
+    def create_execution_context(self, how: Any) -> Any:
         strategy = how.strategy if isinstance(how, FakeRuntimeConfig) else how
         assert strategy == "USER_MANAGED"
+        if not self.cuda.take_foreign(self.context_bytes):
+            self.log.log("ERROR", "Error Code 2: OutOfMemory (Requested size was 123 bytes.)")
+            return None
         self.contexts.append(FakeContext(self))
-        return self.contexts[-1]
+        return Loaded(self.contexts[-1], self.cuda, self.context_bytes)
 
     def scratch_bytes(self, shapes: dict[str, tuple[int, ...]]) -> int:
         """What runs of these shapes need: in proportion to the rows of the inputs that have some."""
@@ -186,13 +213,17 @@ class FakeRuntime:
     def get_engine_validity(self, plan: Any) -> tuple[str, int]:
         return self._trt.validity
 
-    def deserialize_cuda_engine(self, plan: Any) -> FakeEngine | None:
+    def deserialize_cuda_engine(self, plan: Any) -> Any:
         engine = self._trt.engines.get(bytes(plan[32:]).decode())
         if engine is None:
             self._log.log("ERROR", "assertion failed: this is no engine")
             return None
         engine.log = self._log
-        return engine
+        engine.loads += 1
+        if not engine.cuda.take_foreign(engine.weights_bytes):
+            self._log.log("ERROR", "[defaultAllocator.cpp::allocate] Error Code 1: Cuda Runtime (out of memory)")
+            return None
+        return Loaded(engine, engine.cuda, engine.weights_bytes)
 
 
 class FakeTrt:
@@ -201,7 +232,7 @@ class FakeTrt:
     __version__ = "1.7.1.116"
     ILogger = FakeLogger
     EngineValidity = SimpleNamespace(VALID="VALID", INVALID="INVALID")
-    EngineInvalidityDiagnostics = IntEnum("Diagnostics", {"VERSION_MISMATCH": 1, "UNSUPPORTED_CC": 2})
+    EngineInvalidityDiagnostics = IntEnum("Diagnostics", {"VERSION_MISMATCH": 1, "UNSUPPORTED_CC": 2, "INSUFFICIENT_GPU_MEMORY": 4})
     ExecutionContextAllocationStrategy = SimpleNamespace(USER_MANAGED="USER_MANAGED")
     DynamicShapesKernelSpecializationStrategy = SimpleNamespace(EAGER="EAGER")
     CudaGraphStrategy = SimpleNamespace(DISABLED="DISABLED")

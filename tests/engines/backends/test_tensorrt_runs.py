@@ -226,6 +226,61 @@ def test_engines_attach_again_where_not_even_the_old_memory_is_left(machine: Mac
     check_points(points, embeddings(2), points.run(embeddings(2)))
 
 
+# a lack of memory
+
+
+def test_what_the_pool_keeps_is_given_back_before_others_allocate(machine: Machine) -> None:
+    """Engines, graphs, and the workspace that a larger one replaces."""
+    small, large = machine.build(POINTS, repeat_channels), machine.build(MOTION, add_flows)
+    small.device_memory_size_v2, large.device_memory_size_v2 = 1 << 20, 3 << 20
+    large.weights_bytes = 2 << 20
+    loader, cuda = machine.loader(), machine.cuda
+    pool = loader.device.pool
+    points = loader.open(POINTS)
+    points.run(embeddings(2))
+    loader.device.empty((2 << 20,), "uint8").free()
+    cuda.memory_bytes = cuda.used_bytes  # what is kept is all that is left
+    motion = loader.open(MOTION)
+    assert pool.reserved_bytes == pool.used_bytes
+    cuda.memory_bytes += 8 << 20
+    motion.allocate()
+    assert pool.reserved_bytes == pool.used_bytes == cuda.used_bytes
+    points.run(embeddings(2))
+    loader.device.empty((4 << 20,), "uint8").free()
+    cuda.graph_bytes, cuda.memory_bytes = 4 << 20, cuda.used_bytes + cuda.foreign_bytes
+    graph = loader.capture(lambda: points.enqueue(loader.stream))
+    graph.close()
+    motion.close()
+    assert small.contexts[0].memory[1] == 3 << 20
+    check_points(points, embeddings(2), points.run(embeddings(2)))
+    assert small.contexts[0].memory[1] == 1 << 20  # no more than it needs by itself
+    points.close()
+    loader.close()
+    assert cuda.used_bytes == cuda.foreign_bytes == 0
+
+
+def test_allocations_that_fail_in_tensorrt_are_told_from_damage(machine: Machine) -> None:
+    built = machine.build(POINTS, repeat_channels)
+    loader = machine.loader()
+    helps = rf"free:\n.*\nClose other programs.*decode_chunk.*dispose-rt doctor {machine.folder} --plan"
+    for attribute, words in (("weights_bytes", "cannot load"), ("context_bytes", "cannot prepare")):
+        setattr(built, attribute, 1 << 40)
+        with pytest.raises(OutOfMemoryError, match=rf"(?s)tensorrt_rtx .*{words}.*, as the GPU is out of memory.*{helps}"):
+            loader.open(POINTS)
+        setattr(built, attribute, 0)
+    machine.trt.validity = ("INVALID", 4)  # too little memory: loading the plan is what tells
+    engine = loader.open(POINTS)
+    engine.run(embeddings(1))
+    kept = loader.device.empty((1 << 20,), "uint8")
+    kept.free()
+    built.contexts[-1].fails_once = "CUDA error 2 (out of memory)"
+    engine.run(embeddings(1))  # once more, with what the pool kept
+    assert loader.device.pool.reserved_bytes == loader.device.pool.used_bytes
+    with pytest.raises(EngineError, match="the kernel is unhappy"):
+        built.contexts[-1].fails = True
+        engine.run(embeddings(1))
+
+
 # smaller largest batches
 
 
