@@ -83,7 +83,7 @@ def _examine_directory(
     summary = ""
     try:
         manifest = replace(read_manifest(folder), trusted=trust)
-        summary = _summarize(manifest)
+        summary = summarize(manifest)
         progress(f"{folder}: hashing files")
         check_directory(manifest, device, host, rehash=True)
     except ManifestError as error:
@@ -95,7 +95,8 @@ def _examine_directory(
     return DirectoryReport(str(folder), summary, "", tuple(networks))
 
 
-def _summarize(manifest: Manifest) -> str:
+def summarize(manifest: Manifest) -> str:
+    """Describe an engine directory in a few words."""
     sizes = manifest.sizes
     kind = f"{sizes.width}x{sizes.height}, tiles of {sizes.tile} frames, {manifest.backend}, {manifest.precision}"
     return ", ".join([kind, *manifest.targets])

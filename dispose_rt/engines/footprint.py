@@ -1,4 +1,4 @@
-"""Device memory of a run: what each network takes, which networks are loaded in which stage, and the peak of each stage.
+"""Device memory of a run: what each network takes, which ones are loaded in which stage, and the peak of each stage.
 
 Pure arithmetic on the manifest. The runtime loads and closes engines by it, preflight refuses by it, and `dispose-rt
 doctor --plan` prints it.
@@ -74,6 +74,23 @@ def footprints(manifest: Manifest) -> dict[str, Footprint]:
         else _footprint(name, record, manifest.sizes)
         for name, record in manifest.networks.items()
     }
+
+
+def extrapolate(manifest: Manifest, sizes: Sizes) -> dict[str, Footprint]:
+    """Return what every network would take at other sizes: weights stay, the rest grows as in `estimate_scratch`.
+
+    Args:
+        manifest: a directory, on the GPU, whose figures are the starting point.
+        sizes: the other sizes, of networks of the same widths.
+    """
+    scaled = {}
+    for name, record in manifest.networks.items():
+        recorded = record.scratch_bytes
+        if recorded is not None:
+            before, after = (estimate_scratch(name, one, record.compute_dtype) for one in (manifest.sizes, sizes))
+            recorded = int(recorded * after / before)
+        scaled[name] = replace(record, scratch_bytes=recorded)
+    return footprints(replace(manifest, sizes=sizes, networks=scaled))
 
 
 def _footprint(name: str, record: NetworkRecord, sizes: Sizes) -> Footprint:
@@ -154,9 +171,7 @@ def needed_networks(controls: Collection[str]) -> tuple[str, ...]:
     )
 
 
-def resident_networks(
-    stage: str, residency: str, needed: Collection[str], recomputes: bool = True
-) -> tuple[str, ...]:
+def resident_networks(stage: str, residency: str, needed: Collection[str], recomputes: bool = True) -> tuple[str, ...]:
     """Return the networks that are loaded while a stage runs.
 
     Args:
@@ -305,7 +320,7 @@ def _resident_bytes(name: str, networks: Mapping[str, Footprint], loaded: Collec
 
 
 def least_bytes(manifest: Manifest) -> int:
-    """Return what a run takes at least: stage by stage, decoding single frames, without a clip and without estimates."""
+    """Return what a run takes at least: stage by stage, decoding single frames, without a clip or estimates."""
     networks = {
         name: one if one.is_measured else replace(one, scratch_bytes=0) for name, one in footprints(manifest).items()
     }

@@ -102,12 +102,13 @@ class RunEngines:
     def _refusal(self) -> str:
         worst = max(self.plan.stages, key=lambda one: one.peak_bytes)
         tile, folder = max(2, self._manifest.sizes.tile // 2), self._manifest.folder
+        device = self._engines.loader.device.name
         return (
-            f"the engines of {folder} take {worst.peak_bytes / 1e9:.2f} GB of {self._engines.loader.device.name} in the "
-            f"stage {worst.stage}, with all others closed, and {self.plan.available_bytes / 1e9:.2f} GB are available. "
+            f"the engines of {folder} take {worst.peak_bytes / 1e9:.2f} GB of {device} in the stage "
+            f"{worst.stage}, with all others closed, and {self.plan.available_bytes / 1e9:.2f} GB are available. "
             "Close other programs on the GPU (nvidia-smi lists them), or build engines for a smaller --size or shorter "
-            f"tiles: {self._manifest.rebuild_command(**{'tile-frames': str(tile)})}. What fits says dispose-rt doctor "
-            f"{shlex.quote(str(folder))} --plan"
+            f"tiles: {self._manifest.rebuild_command(**{'tile-frames': str(tile)})}. dispose-rt doctor "
+            f"{shlex.quote(str(folder))} --plan says what fits"
         )
 
     def propose(self, clip_bytes: int) -> MemoryPlan:

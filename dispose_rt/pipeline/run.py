@@ -115,9 +115,7 @@ class Run:
         finally:
             self._loading.finish()
 
-    def _animate(
-        self, reference: U8, video: Video, step: int, expected: int | None, kept_bytes: int
-    ) -> Generator[U8]:
+    def _animate(self, reference: U8, video: Video, step: int, expected: int | None, kept_bytes: int) -> Generator[U8]:
         """The stages, with the memory planned."""
         with self._stage("pose", expected):
             detected = self._detect(reference, video, step)

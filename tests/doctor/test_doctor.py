@@ -18,8 +18,12 @@ from onnx import numpy_helper
 from dispose_rt import cli, media
 from dispose_rt.contract import NETWORKS
 from dispose_rt.doctor import diagnosis, machine, trials
-from tests.engines.damaged_directory import flipped, link_copy, put_file, rehash, removed
+from dispose_rt.doctor.memory import parse_memory
+from dispose_rt.engines.footprint import extrapolate, footprints, plan_memory
+from dispose_rt.engines.manifest import read_manifest, write_manifest
+from tests.engines.damaged_directory import dropped, flipped, link_copy, put_file, rehash, removed
 from tests.engines.test_preflight import GPU, write_compiled
+from tests.fakes import cards
 from tests.golden_case import GoldenCase
 
 Captured = pytest.CaptureFixture[str]
@@ -174,6 +178,57 @@ def test_extras_are_those_of_the_package() -> None:
     assert set(machine.EXTRAS) <= set(project["optional-dependencies"])
     needed = {re.split(r"[<>=]", requirement)[0] for requirement in project["dependencies"]}
     assert set(machine.NEEDED.values()) == needed
+
+
+def test_the_memory_of_cards_is_planned_without_a_gpu(tmp_path: Path, capsys: Captured) -> None:
+    """By the plan of the runtime, from what the build recorded or, in older directories, from estimates."""
+    folder = tmp_path / "e"
+    manifest = write_compiled(folder)
+    for name in NETWORKS:
+        dropped("networks", name, "scratch_bytes")(folder)
+    assert read_manifest(folder) == manifest  # as it was before there were such records
+    assert cli.main(["doctor", str(folder), "--plan"]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"\n  unet +0.00 GB +0.00 GB +[\d.]+ GB  estimated\n", out)
+    assert [line.split(",")[0] for line in out.splitlines() if "for the run" in line] == [
+        f"{size}GB" for size in (8, 12, 16, 24, 32, 80)
+    ]
+    networks = {
+        name: dataclasses.replace(
+            record,
+            files=(dataclasses.replace(record.files[0], size_bytes=int(cards.WEIGHTS_GB[name] * 1e9)),),
+            scratch_bytes=int(cards.SCRATCH_GB[name] * 1e9),
+        )
+        for name, record in manifest.networks.items()
+    }
+    full = dataclasses.replace(manifest, networks=networks)
+    write_manifest(full)
+    for card, code, residency in (
+        ("8GB", 1, "stages"),
+        ("12GB", 0, "stages"),
+        ("15 GB", 0, "once"),
+        ("24gb", 0, "all"),
+    ):
+        assert cli.main(["doctor", str(folder), "--plan", "--memory", card, "--json"]) == code
+        [found] = json.loads(capsys.readouterr().out)["plans"]
+        [plan] = found["cards"]
+        assert all(network["measured"] for network in found["networks"])
+        assert (plan["fits"], plan["residency"]) == (not code, residency)
+        expected = plan_memory(
+            footprints(full), full.sizes, parse_memory(card), controls=("motion", "points"), clip_bytes=0
+        )
+        assert [stage["peak_bytes"] for stage in plan["stages"]] == [one.peak_bytes for one in expected.stages]
+        assert (plan["longest_tile"] or 0) >= (full.sizes.tile if plan["fits"] else 0)
+    for wrong in (
+        ["--memory", "12GB"],
+        [str(folder), "--memory", "12GB"],
+        ["--plan"],
+        [str(folder), "--plan", "--memory", "big"],
+    ):
+        assert cli.main(["doctor", *wrong]) == 1, wrong
+    longer = extrapolate(full, dataclasses.replace(full.sizes, tile=14))
+    assert longer["unet"].scratch_bytes == pytest.approx(2 * footprints(full)["unet"].scratch_bytes)
+    assert longer["dift"] == footprints(full)["dift"]
 
 
 def test_an_error_as_json(tmp_path: Path, capsys: Captured) -> None:

@@ -44,7 +44,7 @@ WEIGHTS_GB = {
     "unet": 2.99,
     "vae_decoder": 0.15,
 }
-SCRATCH_GB = {name: 0.1 for name in NETWORKS} | {
+SCRATCH_GB = dict.fromkeys(NETWORKS, 0.1) | {
     "dift": 0.9,
     "vae_encoder": 1.5,
     "controlnet": 3.0,

@@ -134,7 +134,14 @@ def run_networks(
     """The chunks of a run. The pose of a frame is that of the dance whose number its first pixel holds."""
     chosen = Settings(**{"steps": 2, "stride": 1, "overlap": 2, **settings})
     engines: Any = networks
-    run = Run(chosen, engines, networks.manifest, seeded_noise(chosen.seed), progress or Progress(False), as_observer(observer))
+    run = Run(
+        chosen,
+        engines,
+        networks.manifest,
+        seeded_noise(chosen.seed),
+        progress or Progress(False),
+        as_observer(observer),
+    )
     [reference] = film(1)
     opened = video if isinstance(video, media.Video) else media.open_video(video)
     with (

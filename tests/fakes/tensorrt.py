@@ -232,7 +232,9 @@ class FakeTrt:
     __version__ = "1.7.1.116"
     ILogger = FakeLogger
     EngineValidity = SimpleNamespace(VALID="VALID", INVALID="INVALID")
-    EngineInvalidityDiagnostics = IntEnum("Diagnostics", {"VERSION_MISMATCH": 1, "UNSUPPORTED_CC": 2, "INSUFFICIENT_GPU_MEMORY": 4})
+    EngineInvalidityDiagnostics = IntEnum(
+        "Diagnostics", {"VERSION_MISMATCH": 1, "UNSUPPORTED_CC": 2, "INSUFFICIENT_GPU_MEMORY": 4}
+    )
     ExecutionContextAllocationStrategy = SimpleNamespace(USER_MANAGED="USER_MANAGED")
     DynamicShapesKernelSpecializationStrategy = SimpleNamespace(EAGER="EAGER")
     CudaGraphStrategy = SimpleNamespace(DISABLED="DISABLED")

@@ -75,11 +75,11 @@ class TensorRtLoader(EngineLoader):
         if not lacks_memory:
             return EngineError(f"{what}:\n{quoted}" + (f"\n{advice}" if advice else ""))
         free, total = self.device.memory_bytes()
+        folder = shlex.quote(str(self.manifest.folder))
         return OutOfMemoryError(
             f"{what}, as the GPU is out of memory: {free / 1e6:,.0f} of {total / 1e6:,.0f} MB are free:\n{quoted}\n"
             "Close other programs on it (nvidia-smi lists them), pass a smaller decode_chunk, or build engines with a "
-            f"smaller --size or --tile-frames; what would fit says dispose-rt doctor {shlex.quote(str(self.manifest.folder))}"
-            " --plan"
+            f"smaller --size or --tile-frames; dispose-rt doctor {folder} --plan says what fits"
         )
 
     def close(self) -> None:

@@ -217,7 +217,8 @@ class Flavour:
     def create_log(self) -> Any:
         """Return a logger that keeps the latest errors. It must outlive all that was made with it.
 
-        Its `lacks_memory` tells whether they speak of a lack of memory. Its `scratch_bytes` is the memory that runs of the plan built last need beside weights and tensors; None before.
+        Its `lacks_memory` says whether one of them means that memory of the GPU ran out; its `scratch_bytes`, what runs
+        of the plan that was built last need beside weights and tensors, None before.
         """
         trt = self.trt
 
@@ -297,7 +298,7 @@ class RtxFlavour(Flavour):
         return None
 
     def refusal(self, runtime: Any, plan: Any) -> str | None:
-        """See `Flavour.refusal`. A lack of memory is no refusal: loading the plan says so, and memory comes and goes."""
+        """See `Flavour.refusal`. A lack of memory is none: it may pass, and loading the plan tells of it."""
         validity, diagnostics = runtime.get_engine_validity(plan)
         if validity != self.trt.EngineValidity.INVALID:
             return None

@@ -132,9 +132,7 @@ class _NetworkBuild:
         run = self._step("running PyTorch", run_network, plan, self._weights, sizes, device, self._expected)
         _check_same(plan.spec.name, compiled, run)
         compared = wanted[-1][1]
-        return self._in_worker(
-            "comparing", run_package, plan.spec, compared, self._expected, device, plan.tolerance
-        )
+        return self._in_worker("comparing", run_package, plan.spec, compared, self._expected, device, plan.tolerance)
 
     @property
     def _expected(self) -> Path:

@@ -265,7 +265,9 @@ def test_allocations_that_fail_in_tensorrt_are_told_from_damage(machine: Machine
     helps = rf"free:\n.*\nClose other programs.*decode_chunk.*dispose-rt doctor {machine.folder} --plan"
     for attribute, words in (("weights_bytes", "cannot load"), ("context_bytes", "cannot prepare")):
         setattr(built, attribute, 1 << 40)
-        with pytest.raises(OutOfMemoryError, match=rf"(?s)tensorrt_rtx .*{words}.*, as the GPU is out of memory.*{helps}"):
+        with pytest.raises(
+            OutOfMemoryError, match=rf"(?s)tensorrt_rtx .*{words}.*, as the GPU is out of memory.*{helps}"
+        ):
             loader.open(POINTS)
         setattr(built, attribute, 0)
     machine.trt.validity = ("INVALID", 4)  # too little memory: loading the plan is what tells
@@ -276,8 +278,8 @@ def test_allocations_that_fail_in_tensorrt_are_told_from_damage(machine: Machine
     built.contexts[-1].fails_once = "CUDA error 2 (out of memory)"
     engine.run(embeddings(1))  # once more, with what the pool kept
     assert loader.device.pool.reserved_bytes == loader.device.pool.used_bytes
+    built.contexts[-1].fails = True
     with pytest.raises(EngineError, match="the kernel is unhappy"):
-        built.contexts[-1].fails = True
         engine.run(embeddings(1))
 
 
