@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import Any
 
 from ..checkpoints import CONFIG_FILES, SD15, SVD, Config
-from .toy_tokenizer import END, START, read_vocabulary, tokenizer_files
+from .toy_tokenizer import END, MERGES, PUBLISHED_MERGES, START, read_vocabulary, tokenizer_files
 
 SCALES = ("full", "toy")
 """The published widths, and those of the toy checkpoint."""
@@ -236,14 +236,15 @@ def configs_of(scale: str) -> Mapping[str, Config]:
     return MappingProxyType({name: {**_PUBLISHED[name], **widths.get(name, {})} for name in CONFIG_FILES})
 
 
-def toy_files() -> dict[str, str]:
-    """Return the contents of all small files of the toy checkpoint by their path in the published layout."""
+def small_files(scale: str) -> dict[str, str]:
+    """Return the contents of all small files at one of SCALES, by their path in the published layout."""
     bodies = {
-        **{CONFIG_FILES[name].paths[0]: config for name, config in configs_of("toy").items()},
+        **{CONFIG_FILES[name].paths[0]: config for name, config in configs_of(scale).items()},
         f"{SVD}/feature_extractor/preprocessor_config.json": _PREPROCESSOR,
         f"{SVD}/model_index.json": _SVD_INDEX,
         f"{SD15}/feature_extractor/preprocessor_config.json": _PREPROCESSOR,
         f"{SD15}/model_index.json": _SD15_INDEX,
     }
     written = {path: json.dumps(body, indent=2, ensure_ascii=False) + "\n" for path, body in bodies.items()}
-    return written | {f"{SD15}/tokenizer/{name}": text for name, text in tokenizer_files().items()}
+    made_up = PUBLISHED_MERGES - len(MERGES) if scale == "full" else 0
+    return written | {f"{SD15}/tokenizer/{name}": text for name, text in tokenizer_files(made_up).items()}

@@ -66,15 +66,10 @@ class RandomWeights(Weights):
         shapes = tensor_shapes(part.file, self.configs)
         # a prefix belongs to one component of its file; the component without one has the whole file
         mine = {name: shape for name, shape in shapes.items() if name.startswith(part.prefix)}
-        return {name.removeprefix(part.prefix): self._draw(name, shape, dtype) for name, shape in mine.items()}
-
-    def _draw(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        tensor = fixed_tensor(name, shape)
-        if tensor is None:
-            # the generator of the CPU reads 32 bits of its seed
-            stream = torch.Generator(self.device).manual_seed(zlib.crc32(f"{self.seed} {name}".encode()))
-            tensor = shape_normals(name, torch.randn(shape, generator=stream, device=self.device))
-        return tensor.to(self.device, dtype if tensor.is_floating_point() else tensor.dtype)
+        return {
+            name.removeprefix(part.prefix): draw_tensor(name, shape, dtype, self.seed, self.device)
+            for name, shape in mine.items()
+        }
 
     def source(self, component: str) -> str:
         return f"random weights ({self.scale}, seed {self.seed}) of {component}"
@@ -99,6 +94,26 @@ class RandomWeights(Weights):
         file_name, build = _POSE_NETWORKS[name]
         onnx.save(build(), scratch / file_name)
         return scratch / file_name
+
+
+def draw_tensor(
+    name: str, shape: tuple[int, ...], dtype: torch.dtype, seed: int, device: str | torch.device = "cpu"
+) -> Tensor:
+    """Draw one published tensor.
+
+    Args:
+        name: its name in its file, prefixes included.
+        shape: its shape.
+        dtype: that the file stores floating-point tensors in; counters and positions are int64.
+        seed: the same seed and name give the same values on the same kind of device.
+        device: where they are drawn.
+    """
+    tensor = fixed_tensor(name, shape)
+    if tensor is None:
+        # the generator of the CPU reads 32 bits of its seed
+        stream = torch.Generator(device).manual_seed(zlib.crc32(f"{seed} {name}".encode()))
+        tensor = shape_normals(name, torch.randn(shape, generator=stream, device=device))
+    return tensor.to(device, dtype if tensor.is_floating_point() else tensor.dtype)
 
 
 @cache
