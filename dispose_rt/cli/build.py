@@ -36,8 +36,20 @@ def run_exporter(arguments: list[str], parser: CommandParser, console: Console) 
         parser: an empty one, to which the exporter adds its arguments.
         console: unused, since the exporter prints by itself.
     """
+    code: int = import_exporter().main(arguments, parser)
+    return code
+
+
+def import_exporter() -> ModuleType:
+    """Import the exporter's command.
+
+    Raises:
+        InputError: the exporter, or a package that it needs, is not installed.
+    """
+    if importlib.util.find_spec("dispose_rt_export") is None:
+        raise InputError(_NO_EXPORTER)
     try:
-        exporter = import_exporter()
+        return importlib.import_module("dispose_rt_export.command")
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
         if missing in ("", "dispose_rt", "dispose_rt_export"):  # a mistake of ours, not a missing dependency
@@ -46,16 +58,3 @@ def run_exporter(arguments: list[str], parser: CommandParser, console: Console) 
             f"building engines needs the Python package {missing!r}, which is not installed; install the exporter's "
             "packages: pip install 'dispose-rt[export]'"
         ) from error
-    code: int = exporter.main(arguments, parser)
-    return code
-
-
-def import_exporter() -> ModuleType:
-    """Import the exporter's command.
-
-    Raises:
-        InputError: it is not installed.
-    """
-    if importlib.util.find_spec("dispose_rt_export") is None:
-        raise InputError(_NO_EXPORTER)
-    return importlib.import_module("dispose_rt_export.command")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ from .stop_signals import StopSignals
 
 if TYPE_CHECKING:
     from ..download import Plan
+    from ..download.inspection import CheckedFile, HeaderCheck
 
 DESCRIPTION = "Fetch the published checkpoints from the Hugging Face hub: only the files that a build reads."
 EPILOG = f"""\
@@ -37,7 +38,9 @@ complete and have the hub's hashes; download.json in the folder records where th
 package huggingface_hub are honoured (HF_ENDPOINT, HF_HUB_OFFLINE), and proxies.
 
 --json prints {{"folder", "repositories", "total_bytes", "fetched_bytes", "free_bytes", "files"}}, with --dry-run
-"needed_bytes" in place of "fetched_bytes" and "files", and with --check {{"folder", "intact", "problems"}}.
+"needed_bytes" in place of "fetched_bytes" and "files", and with --check {{"folder", "intact", "problems", "files",
+"notes"}}: intact are files with the hashes of download.json; each of the files has {{"path", "size_bytes", "whole",
+"fits", "networks", "problems"}}, where null means missing or not checked.
 """
 
 
@@ -56,7 +59,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--token", metavar="TOKEN", help="access token (default: $HF_TOKEN, or what `hf auth login` stored)")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--dry-run", action="store_true", help="print what would be fetched, and stop")
-    what.add_argument("--check", action="store_true", help="compare the folder with its download.json; no network")
+    what.add_argument(
+        "--check",
+        action="store_true",
+        help="are all files there, whole, and of the shapes that a build needs? No network",
+    )
     add("--quiet", action="store_true", help="print nothing but warnings and errors, and --json's result")
     add_json(parser, "what was fetched from where, or what --check found")
     add_debug(parser)
@@ -113,19 +120,61 @@ def _check(options: argparse.Namespace, console: Console, bar: _Bar) -> int:
     from ..download import inspect_folder
     from ..errors import DownloadError
 
-    found = inspect_folder(options.output, options.only, bar)
-    if options.json:
-        console.print_document({"folder": str(options.output), "intact": found.intact, "problems": found.problems})
-        return ExitCode.FAILED if found.problems else ExitCode.DONE
-    if found.problems:
-        lines = [f"  - {problem}" for problem in found.problems]
-        headline = f"{options.output} is not what was downloaded, {len(found.intact)} files are intact:"
-        raise DownloadError(
-            "\n".join([headline, *lines, "Run `dispose-rt download` again: it fetches what is missing or damaged."])
+    headers, notes = _read_headers(options.output)
+    found = inspect_folder(options.output, options.only, bar, headers)
+    if any(file.whole is None and file.size_bytes is not None for file in found.files):
+        notes.append(
+            "no record: download.json has no hash of the file. `dispose-rt download` with this folder compares it with "
+            "the hub's, and fetches nothing that is complete"
         )
+    if options.json:
+        files = [asdict(file) for file in found.files]
+        document = {"folder": str(options.output), "intact": found.intact, "problems": found.problems}
+        console.print_document({**document, "files": files, "notes": notes})
+        return ExitCode.FAILED if found.problems else ExitCode.DONE
     if not options.quiet:
-        console.print_lines([f"{options.output}: {len(found.intact)} files are what was downloaded"])
+        console.print_lines(_format_table(found.files))
+        console.print_lines(notes)
+    if found.problems:
+        sys.stdout.flush()  # before the message on standard error
+        lines = [f"  - {problem}" for problem in found.problems]
+        whole = sum(not file.problems for file in found.files)
+        headline = f"{options.output}: {whole} of {len(found.files)} files are as they have to be:"
+        remedy = "Run `dispose-rt download` again: it fetches what is missing, and replaces what was not published."
+        raise DownloadError("\n".join([headline, *lines, remedy]))
+    if not options.quiet:
+        intact, others = len(found.intact), sum(file.whole is None for file in found.files)
+        counts = [f"{intact} files are what was downloaded"] if intact else []
+        counts += [f"{others} files are there without a record of their hashes"] if others else []
+        console.print_lines([f"{options.output}: {', '.join(counts)}"])
     return ExitCode.DONE
+
+
+def _read_headers(folder: Path) -> tuple[Sequence[HeaderCheck], list[str]]:
+    """Have the exporter read all headers; without it, return a note."""
+    from ..errors import InputError
+    from .build import import_exporter
+
+    if not folder.is_dir():
+        return (), []
+    try:
+        return import_exporter().inspect_folder(folder), []
+    except InputError as error:
+        return (), [f"shapes are not checked: {error}"]
+
+
+def _format_table(files: Sequence[CheckedFile]) -> Iterator[str]:
+    from ..system.files import format_bytes
+
+    rows = [("file", "size", "whole", "shapes", "networks")]
+    for file in files:
+        size = "missing" if file.size_bytes is None else format_bytes(file.size_bytes)
+        whole = {True: "yes", False: "NO", None: "-" if file.size_bytes is None else "no record"}[file.whole]
+        fits = {True: "fine", False: "WRONG", None: "-" if file.size_bytes is None else "not checked"}[file.fits]
+        rows.append((file.path, size, whole, fits, ", ".join(file.networks)))
+    first, second, third, fourth = (max(len(row[column]) for row in rows) for column in range(4))
+    for path, size, whole, fits, networks in rows:
+        yield f"{path:{first}}  {size:>{second}}  {whole:{third}}  {fits:{fourth}}  {networks}".rstrip()
 
 
 def _parse_names(text: str) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
-from .fetch import Plan, download, inspect_folder, make_plan
+from .fetch import Plan, download, make_plan
+from .inspection import inspect_folder
 
 __all__ = ["Plan", "download", "inspect_folder", "make_plan"]

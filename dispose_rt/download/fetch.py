@@ -21,9 +21,9 @@ from ..system.files import format_bytes, free_disk_bytes
 from .errors import GateClosedError, OfflineError
 from .files import Choice, Repository, WantedFile, owner_of, select_repositories
 from .hub import Contents, Hub, RemoteFile
-from .record import FILE_NAME, DownloadedFile, Progress, Record, digest_file, inspect_folder, read_record, write_record
+from .record import FILE_NAME, DownloadedFile, Progress, Record, digest_file, read_record, write_record
 
-__all__ = ["Plan", "PlannedFile", "PlannedRepository", "download", "inspect_folder", "make_plan"]
+__all__ = ["Plan", "PlannedFile", "PlannedRepository", "download", "make_plan"]
 
 _SCRATCH = ".download"
 _log = getLogger("dispose_rt")

@@ -1,19 +1,17 @@
-"""The record `download.json`: what a checkpoint folder was filled with, and whether the files are still the same."""
+"""The record `download.json`: what a checkpoint folder was filled with; and the hashes of files."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeAlias
 
-from ..errors import DownloadError
 from ..system.files import save_bytes
 from ..system.json_reader import RefusedError, checksum_of, entries, integer, read_fields, read_json, record, text
-from .files import owner_of, select_repositories
 
 FILE_NAME = "download.json"
 _FORMAT = 1
@@ -131,84 +129,3 @@ def digest_file(path: Path, report: Callable[[int], None] | None = None) -> Dige
             if report is not None:
                 report(done)
     return Digests(sha256.hexdigest(), git.hexdigest())
-
-
-@dataclass(frozen=True)
-class Inspection:
-    """Result of `inspect_folder`.
-
-    Attributes:
-        intact: files that match the record.
-        problems: everything else, one line each.
-    """
-
-    intact: tuple[str, ...]
-    problems: tuple[str, ...]
-
-
-def inspect_folder(folder: Path, only: Sequence[str] = (), progress: Progress | None = None) -> Inspection:
-    """Compare a folder with its record; needs no network.
-
-    Args:
-        folder: checkpoint folder.
-        only: names of repositories (see REPOSITORIES); empty for all.
-        progress: called with the bytes that were hashed.
-
-    Raises:
-        DownloadError: there is no record, or it is damaged.
-        InputError: a name is unknown.
-    """
-    repositories = select_repositories(only)
-    try:
-        record = read_record(folder)
-    except (OSError, ValueError) as error:
-        raise DownloadError(
-            f"{folder / FILE_NAME} cannot be used: {error}\n"
-            f"Delete it and run `dispose-rt download` again: files that are complete are kept."
-        ) from error
-    if not record:
-        raise DownloadError(
-            f"{folder} has no {FILE_NAME}, which `dispose-rt download` writes and --check compares with.\n"
-            "Run `dispose-rt download` with that folder: files that are complete are kept."
-        )
-    names = {one.name for one in repositories}
-    chosen = {path: file for path, file in record.items() if not only or _name_of(path) in names}
-    total, done = sum(file.size_bytes for file in chosen.values()), 0
-    intact, problems = [], []
-    for path, file in chosen.items():
-
-        def report(count: int, path: str = path, before: int = done) -> None:
-            if progress is not None:
-                progress("hash", path, before + count, total)
-
-        if problem := _find_problem(folder / path, file, report):
-            problems.append(f"{path} {problem}")
-        else:
-            intact.append(path)
-        done += file.size_bytes
-    problems += [
-        f"{wanted.choices[0].local} was not downloaded (--only {repository.name} fetches it)"
-        for repository in repositories
-        for wanted in repository.wanted
-        if not any(choice.local in record for choice in wanted.choices)
-    ]
-    return Inspection(tuple(intact), tuple(problems))
-
-
-def _name_of(path: str) -> str:
-    owner = owner_of(path)
-    return owner[0].name if owner else ""
-
-
-def _find_problem(path: Path, file: DownloadedFile, report: Callable[[int], None]) -> str:
-    """What is wrong with a file; empty where nothing is."""
-    try:
-        if not path.exists():
-            return "is missing"
-        if not path.is_file():
-            return "is no file"
-        if (size := path.stat().st_size) != file.size_bytes:
-            return f"has {size} bytes, expected {file.size_bytes}"
-        return "" if digest_file(path, report).sha256 == file.sha256 else "has other contents than were downloaded"
-    except OSError as error:
-        return f"cannot be read: {error}"

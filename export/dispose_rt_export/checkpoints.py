@@ -181,12 +181,13 @@ class Checkpoint(Weights):
 
     Args:
         folder: `pretrained_weights` in the README of DisPose.
+        complete: whether all files must be there. A folder that lacks some can be examined, and no engine can be built.
 
     Raises:
         CheckpointError: the folder does not exist, or files are missing; all of them are named, with their origins.
     """
 
-    def __init__(self, folder: str | Path) -> None:
+    def __init__(self, folder: str | Path, *, complete: bool = True) -> None:
         self.folder = Path(folder)
         if not self.folder.is_dir():
             raise CheckpointError(
@@ -196,13 +197,17 @@ class Checkpoint(Weights):
         self._config_files = _locate(self.folder, CONFIG_FILES)
         missing = [file for name, file in FILES.items() if name not in self._files]
         missing += [file for name, file in CONFIG_FILES.items() if name not in self._config_files]
-        if missing:
+        if missing and complete:
             raise CheckpointError(
                 f"{self.folder} lacks {len(missing)} of the published files:",
                 [f"{file.paths[0]}, from {file.origin}" for file in missing],
                 "Download each to its path. Weights without '.fp16' in their name, '.bin' files, a folder DWPose, "
                 f"and {_CMP_FILE} right in the folder or where the research code has it are found as well.",
             )
+        self._files = {name: self._files.get(name, self.folder / file.paths[0]) for name, file in FILES.items()}
+        self._config_files = {
+            name: self._config_files.get(name, self.folder / file.paths[0]) for name, file in CONFIG_FILES.items()
+        }
         self._opened: dict[str, Tensors] = {}
         self._fingerprints: dict[Path, Mapping[str, Any]] = {}
         self._stamps: dict[Path, Stamp] = {}
@@ -212,7 +217,7 @@ class Checkpoint(Weights):
         return {**self.__dict__, "_opened": {}}
 
     def path(self, name: str) -> Path:
-        """Return the path of a file of FILES."""
+        """Return the path of a file of FILES, or where it belongs."""
         return self._files[name]
 
     @cached_property
@@ -254,7 +259,7 @@ class Checkpoint(Weights):
         return _read_json(self.config_path(name))
 
     def config_path(self, name: str) -> Path:
-        """Return the path of a file of CONFIG_FILES."""
+        """Return the path of a file of CONFIG_FILES, or where it belongs."""
         return self._config_files[name]
 
     def source(self, component: str) -> str:

@@ -49,7 +49,7 @@ from .builds.plan import (
 )
 from .builds.progress import BuildProgress, BuildSummary
 from .builds.records import FOLDER, WORKER, clear_leftovers, exclusive, finished_record, prune_files, reuse_sibling
-from .builds.weight_check import check_weights
+from .builds.weight_check import HeaderCheck, check_weights, inspect_weights
 from .builds.worker import BuildWorker
 from .checkpoints import Checkpoint, Weights
 from .compile.aotinductor import package_target
@@ -379,6 +379,17 @@ def sizes_of(checkpoint: Weights, size: tuple[int, int], tile: int, chunk: int) 
     if len(channels) != 4:
         raise InputError(f"the UNet has {len(channels)} levels, expected 4")
     return Sizes(width=width, height=height, tile=tile, chunk=chunk, channels=channels, embed=embed, dift=dift)
+
+
+def inspect_folder(folder: Path) -> tuple[HeaderCheck, ...]:
+    """Compare the headers of all published files in a folder with the networks, and read all configurations.
+
+    Takes seconds. Files may be missing.
+
+    Args:
+        folder: an existing folder.
+    """
+    return inspect_weights(folder, _widths, _scheduler)
 
 
 def _widths(checkpoint: Weights) -> tuple[tuple[int, ...], int, int]:

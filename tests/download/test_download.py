@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import huggingface_hub.file_download
@@ -23,12 +23,15 @@ from filelock import FileLock
 from huggingface_hub import constants
 
 from dispose_rt.cli import main
+from dispose_rt.cli.build import import_exporter
 from dispose_rt.cli.download import _Bar
+from dispose_rt.contract import NETWORKS
 from dispose_rt.download import Plan, download, inspect_folder, make_plan
 from dispose_rt.download.errors import GateClosedError, OfflineError
-from dispose_rt.download.files import REPOSITORIES
+from dispose_rt.download.files import REPOSITORIES, SD15
+from dispose_rt.download.files import SVD as SVD_FOLDER
 from dispose_rt.download.hub import Hub, _make_counter
-from dispose_rt.download.record import DownloadedFile, read_record, write_record
+from dispose_rt.download.record import DownloadedFile, digest_file, read_record, write_record
 from dispose_rt.errors import DownloadError, InputError
 from tests.fakes.hub import TOKEN, FakeHub, commit, repos_of, serving, write_placeholders
 
@@ -127,6 +130,13 @@ def test_the_token_goes_to_the_hub_alone(hub: FakeHub, tmp_path: Path) -> None:
     assert stored
     assert all("authorization" not in headers for headers in stored)
     assert TOKEN not in (tmp_path / "download.json").read_text()
+
+
+def hide_exporter(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> ModuleType:
+        raise InputError("the exporter is not installed here")
+
+    monkeypatch.setattr("dispose_rt.cli.build.import_exporter", refuse)
 
 
 def test_what_is_complete_is_not_fetched_again(hub: FakeHub, tmp_path: Path) -> None:
@@ -395,6 +405,79 @@ def test_a_folder_that_changed_since(hub: FakeHub, tmp_path: Path) -> None:
     assert wrong == []
 
 
+def test_the_check_names_every_file_that_does_not_fit(
+    toy_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(folder: Path, *options: str) -> tuple[int, dict[str, Any]]:
+        code = main(["download", "--output", str(folder), "--check", "--json", *options])
+        return code, json.loads(capsys.readouterr().out)
+
+    folder = shutil.copytree(toy_checkpoint, tmp_path / "weights", copy_function=os.link)
+    code, found = run(folder)
+    assert (code, found["intact"], found["problems"], len(found["files"])) == (0, [], [], 20)
+    assert {(one["whole"], one["fits"]) for one in found["files"]} == {(None, True)}
+    assert "no hash" in found["notes"][0]
+    networks = {network for one in found["files"] for network in one["networks"]}
+    assert networks == set(NETWORKS)
+
+    def replace(path: str, content: bytes | None) -> None:
+        (folder / path).unlink()  # the original is linked
+        if content is not None:
+            (folder / path).write_bytes(content)
+
+    cmp_file = folder / "cmp" / "ckpt_iter_42000.pth.tar"
+    research = folder / "cmp/experiments/semiauto_annot/resnet50_vip+mpii_liteflow/checkpoints" / cmp_file.name
+    research.parent.mkdir(parents=True)
+    cmp_file.rename(research)
+    record = {}
+    for path in ("MimicMotion_1-1.pth", "dwpose/yolox_l.onnx"):
+        size, digest = (folder / path).stat().st_size, digest_file(folder / path).sha256
+        record[path] = DownloadedFile("a/b", path, commit(1), size, digest)
+    write_record(folder, record)
+    replace("DisPose.pth", (folder / "MimicMotion_1-1.pth").read_bytes())
+    replace("dwpose/yolox_l.onnx", b"version https://git-lfs.github.com/spec/v1")
+    for path in (f"{SD15}/tokenizer/merges.txt", f"{SD15}/vae/config.json", "dwpose/dw-ll_ucoco_384.onnx"):
+        replace(path, None)
+    config = json.loads((toy_checkpoint / f"{SVD_FOLDER}/vae/config.json").read_text())
+    replace(f"{SVD_FOLDER}/vae/config.json", json.dumps(config | {"block_out_channels": [32, 64, 96, 64]}).encode())
+    headers = import_exporter().inspect_folder(folder)
+    exporter = SimpleNamespace(inspect_folder=lambda folder: headers)
+    monkeypatch.setattr("dispose_rt.cli.build.import_exporter", lambda: exporter)  # once is enough
+    code, found = run(folder)
+    files = {one["path"]: one for one in found["files"]}
+    assert code == 1
+    assert found["intact"] == ["MimicMotion_1-1.pth"]
+    assert found["problems"] == [line for one in found["files"] for line in one["problems"]]
+    states = {path: (one["whole"], one["fits"]) for path, one in files.items() if one["problems"]}
+    vae = f"{SVD_FOLDER}/vae/diffusion_pytorch_model.fp16.safetensors"
+    assert states == {
+        "DisPose.pth": (None, False),
+        "dwpose/yolox_l.onnx": (False, False),
+        "dwpose/dw-ll_ucoco_384.onnx": (None, None),
+        f"{SD15}/tokenizer/merges.txt": (None, None),
+        f"{SD15}/vae/config.json": (None, None),
+        vae: (None, False),
+    }
+    assert any(line.startswith("DisPose.pth: missing: ") for line in files["DisPose.pth"]["problems"])
+    assert any("wrong shape: " in line for line in files[vae]["problems"])
+    assert files["dwpose/yolox_l.onnx"]["problems"] == [
+        f"dwpose/yolox_l.onnx has 42 bytes, expected {record['dwpose/yolox_l.onnx'].size_bytes}",
+        "dwpose/yolox_l.onnx: it is a Git LFS pointer, not the file itself: `git lfs pull` was never run",
+    ]
+    assert files[f"{SD15}/vae/config.json"]["problems"] == [
+        f"{SD15}/vae/config.json was not downloaded (--only sd15 fetches it)"
+    ]
+    assert files[research.relative_to(folder).as_posix()]["fits"]
+    code, found = run(folder, "--only", "mimicmotion,cmp")
+    assert (code, len(found["files"])) == (0, 2)
+    assert main(["download", "--output", str(folder), "--check"]) == 1
+    table, errors = capsys.readouterr()
+    assert re.search(r"^DisPose.pth +[\d.]+ MB  no record  WRONG +motion_encoder, point", table, re.MULTILINE)
+    assert re.search(r"^dwpose/dw-ll_ucoco_384.onnx +missing  - +- +pose_estimator$", table, re.MULTILINE)
+    assert "14 of 20 files are as they have to be:" in errors
+    assert "  - DisPose.pth: missing: " in errors
+
+
 def test_records_that_cannot_be_used(hub: FakeHub, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with pytest.raises(DownloadError, match="has no download.json"):
         inspect_folder(tmp_path)
@@ -477,6 +560,7 @@ def test_without_the_hub_s_package(
     monkeypatch.setattr(importlib.util, "find_spec", missing)
     assert main(["download", "--output", str(tmp_path)]) == 1
     assert "pip install 'dispose-rt[download]'" in capsys.readouterr().err
+    hide_exporter(monkeypatch)
     assert main(["download", "--output", str(tmp_path), "--check"]) == 0
 
 
@@ -508,7 +592,15 @@ def test_the_command(
     assert [path for path in (tmp_path / "home").rglob("*") if path.is_file()] == []  # no second copy
     assert document["fetched_bytes"] == 60000
     assert document["files"].keys() == contents(source).keys()
-    assert run("--check") == (0, f"{folder}: 20 files are what was downloaded\n", "")
+    code, _, errors = run("--check")
+    assert (code, "  - DisPose.pth: " in errors) == (1, True)  # 3000 bytes of nothing
+    hide_exporter(monkeypatch)
+    code, table, errors = run("--check")
+    assert (code, errors) == (0, "")
+    assert re.search(r"^MimicMotion_1-1.pth +3.0 KB  yes +not checked$", table, re.MULTILINE)
+    assert table.endswith(
+        f"shapes are not checked: the exporter is not installed here\n{folder}: 20 files are what was downloaded\n"
+    )
     (folder / "DisPose.pth").unlink()
     code, _, errors = run("--check")
     assert (code, "  - DisPose.pth is missing\n" in errors) == (1, True)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,11 @@ from dispose_rt.errors import CheckpointError
 from ..checkpoints import (
     COMPONENTS,
     CONFIG_FILES,
+    FILES,
     REMEDY,
     Checkpoint,
     Config,
+    PublishedFile,
     Tensors,
     Weights,
     only_compare,
@@ -50,13 +53,7 @@ def check_weights(checkpoint: Checkpoint, *further: Callable[[Weights], object])
     state = checkpoint.state
     if state in _intact:
         return
-    headers = _Headers(checkpoint)
-    for check in (*further, *(recipe.build for recipe in RECIPES.values()), _embed_prompt):
-        headers.run(check)
-    for name, spec in NETWORKS.items():
-        if spec.published:
-            headers.check_onnx(checkpoint.path(name))
-    if found := headers.problems:
+    if found := _find_problems(checkpoint, further):
         count = "one file" if len(found) == 1 else f"{len(found)} files"
         raise CheckpointError(
             f"{count} in {checkpoint.folder} cannot be used:",
@@ -64,6 +61,56 @@ def check_weights(checkpoint: Checkpoint, *further: Callable[[Weights], object])
             f"{REMEDY} `dispose-rt download` fetches them.",
         )
     _intact.add(state)
+
+
+@dataclass(frozen=True)
+class HeaderCheck:
+    """What the header of one published file tells.
+
+    Attributes:
+        published: path of the file as published, relative to the folder.
+        path: where it was found, or where it belongs.
+        networks: networks that are built from it; empty for configurations, which all of them need.
+        problems: why no engine can be built from it, phrased to follow its name and a colon.
+    """
+
+    published: str
+    path: Path
+    networks: tuple[str, ...]
+    problems: tuple[str, ...]
+
+
+def inspect_weights(folder: Path, *further: Callable[[Weights], object]) -> tuple[HeaderCheck, ...]:
+    """Check every published file in a folder, which may lack some, as `check_weights` does.
+
+    Args:
+        folder: an existing folder.
+        further: readers of configurations.
+    """
+    checkpoint = Checkpoint(folder, complete=False)
+    found = _find_problems(checkpoint, further)
+    readers: dict[str, list[str]] = {}
+    for network, spec in NETWORKS.items():
+        for name in (network,) if spec.published else RECIPES[network].files:
+            readers.setdefault(name, []).append(network)
+    paths = [(file, checkpoint.path(name), readers[name]) for name, file in FILES.items()]
+    paths += [(file, checkpoint.config_path(name), []) for name, file in CONFIG_FILES.items()]
+    return tuple(
+        HeaderCheck(file.paths[0], path, tuple(networks), tuple(shorten(found.get(path, []))))
+        for file, path, networks in paths
+    )
+
+
+def _find_problems(
+    checkpoint: Checkpoint, further: Sequence[Callable[[Weights], object]]
+) -> Mapping[Path, Sequence[str]]:
+    headers = _Headers(checkpoint)
+    for check in (*further, *(recipe.build for recipe in RECIPES.values()), _embed_prompt):
+        headers.run(check)
+    for name, spec in NETWORKS.items():
+        if spec.published:
+            headers.check_onnx(checkpoint.path(name))
+    return headers.problems
 
 
 def _embed_prompt(weights: Weights) -> None:
@@ -85,6 +132,10 @@ class _Headers(Weights):
         self._component = ""
         self._files: dict[str, Tensors] = {}
         self._configs: dict[str, Config] = {}
+        for name, file in FILES.items():
+            self._note_missing(checkpoint.path(name), file)
+        for name, file in CONFIG_FILES.items():
+            self._note_missing(checkpoint.config_path(name), file)
         for name in dict.fromkeys(part.file for part in COMPONENTS.values()):
             with self._noting(checkpoint.path(name)):
                 self._files[name] = checkpoint.headers(name)
@@ -123,7 +174,8 @@ class _Headers(Weights):
         return self._checkpoint.source(component)
 
     def tokenize(self, prompt: str) -> Tensor:
-        self._last = self._checkpoint.path("sd15_vocabulary")
+        paths = [self._checkpoint.path(name) for name in ("sd15_vocabulary", "sd15_merges")]
+        self._last = next((path for path in paths if path in self.problems), paths[0])
         return self._checkpoint.tokenize(prompt).to("meta")
 
     def fingerprint(self, file: str) -> Mapping[str, Any]:
@@ -158,12 +210,19 @@ class _Headers(Weights):
             known = self.problems.setdefault(path, [])
             known += [line for line in lines if line not in known]
 
+    def _note_missing(self, path: Path, file: PublishedFile) -> None:
+        if not path.is_file():
+            self._note(path, [f"it is missing; download it from {file.origin}"])
+
     @contextmanager
     def _noting(self, path: Path) -> Iterator[None]:
+        """Note what goes wrong with a file in the block, unless it is known to be missing."""
+        known = path in self.problems
         try:
             yield
         except (CheckpointError, OSError, ValueError) as error:
-            self._note(path, [str(error).partition("\n")[0].removeprefix(f"{path} ")])
+            if not known:
+                self._note(path, [str(error).partition("\n")[0].removeprefix(f"{path} ")])
 
 
 def _describe(error: Exception) -> list[str]:
