@@ -60,6 +60,7 @@ _ENGINE_SUFFIXES = (*set(SUFFIXES.values()), ".data")
 _PASSING_SUFFIXES = (".part", RUNTIME_CACHE_SUFFIX)
 _KNOWN_NAMES = (FILE_NAME, SIGNATURE_FILE_NAME, FOLDER, TIMING_CACHE, CHECKED_FILE_NAME)
 _NOTED_BYTES = 4 << 30
+_LARGEST_WORKSPACE_MIB = 1 << 24
 
 
 def main(argv: Sequence[str] | None = None, parser: argparse.ArgumentParser | None = None) -> int:
@@ -122,6 +123,7 @@ def _build(arguments: argparse.Namespace, report: Callable[[BuildSummary], None]
                 precision=arguments.precision,
                 backend=arguments.backend,
                 targets=targets,
+                workspace_mib=arguments.workspace,
                 only=only,
                 force=arguments.force,
                 report=report,
@@ -170,6 +172,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
         metavar="sm_89,...",
         help="compute capabilities to build for; without it, tensorrt_rtx builds for all that it supports, the others "
         "for this machine's GPU. aotinductor also takes cpu",
+    )
+    add(
+        "--workspace",
+        type=int,
+        metavar="MIB",
+        help="most scratch memory that a layer may take, for tensorrt and tensorrt_rtx, in MiB (default: all that "
+        "the GPU has). With another value, networks are built again",
     )
     add("--only", metavar="NETWORK,...", help="build these networks alone: " + ", ".join(NETWORKS))
     add("--force", action="store_true", help="build everything again")
@@ -239,6 +248,7 @@ def build_engines(
     precision: str = "fp32",
     backend: str = "onnxruntime",
     targets: Sequence[str] = (),
+    workspace_mib: int | None = None,
     only: Sequence[str] = tuple(NETWORKS),
     force: bool = False,
     report: Callable[[BuildSummary], None] | None = None,
@@ -254,6 +264,7 @@ def build_engines(
         precision: "fp32", "fp16" or "bf16".
         backend: one of manifest.BACKENDS.
         targets: compute capabilities such as "sm_89", or "cpu"; empty for the backend's own choice.
+        workspace_mib: most scratch memory that a layer of TensorRT may take, in MiB; None leaves the limit to TensorRT.
         only: networks to build; the manifest is written once all are there.
         force: build finished networks again.
         report: called with the summary at the end.
@@ -272,7 +283,7 @@ def build_engines(
     if isinstance(source, Checkpoint):
         check_weights(source, _widths, _scheduler)
     sizes = sizes_of(source, size, tile, chunk)
-    target = choose_target(backend, precision, tuple(targets))
+    target = choose_target(backend, precision, tuple(targets), workspace_mib)
     plans = {name: plan_network(name, source, sizes, target) for name in NETWORKS}
     if backend in FLAVOURS and precision == "fp32" and (needed := unfused_attention_bytes(sizes)) > _NOTED_BYTES:
         print(
@@ -339,7 +350,9 @@ def _build_stale(
     return records, progress.summarize(records)
 
 
-def choose_target(backend: str, precision: str, devices: tuple[str, ...]) -> BuildTarget:
+def choose_target(
+    backend: str, precision: str, devices: tuple[str, ...], workspace_mib: int | None = None
+) -> BuildTarget:
     """Check a combination of options, and add the device where the backend needs it.
 
     Raises:
@@ -350,6 +363,16 @@ def choose_target(backend: str, precision: str, devices: tuple[str, ...]) -> Bui
     for value, known in ((backend, BACKENDS), (precision, PRECISIONS)):
         if value not in known:
             raise InputError(f"{value!r} is unknown; choose from {', '.join(known)}")
+    if workspace_mib is not None:
+        if backend not in FLAVOURS:
+            raise InputError(
+                f"{backend} has no limit of scratch memory: leave --workspace out, or choose --backend tensorrt or "
+                "tensorrt_rtx"
+            )
+        if not 1 <= workspace_mib <= _LARGEST_WORKSPACE_MIB:
+            raise InputError(
+                f"--workspace {workspace_mib} is out of range: MiB from 1 to {_LARGEST_WORKSPACE_MIB}, such as 4096"
+            )
     if backend == "onnxruntime":
         if devices not in ((), ("cpu",)):
             raise InputError("ONNX Runtime runs on the CPU: leave --target out, or choose another --backend")
@@ -362,7 +385,7 @@ def choose_target(backend: str, precision: str, devices: tuple[str, ...]) -> Bui
         raise InputError(f"{backend} runs on GPUs alone: --target takes compute capabilities such as sm_89")
     else:
         devices = load_flavour(backend).resolve_targets(devices)
-    return BuildTarget(backend, precision, devices)
+    return BuildTarget(backend, precision, devices, workspace_mib)
 
 
 def unfused_attention_bytes(sizes: Sizes) -> int:

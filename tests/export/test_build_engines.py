@@ -315,6 +315,37 @@ def test_combinations_that_cannot_be_built_are_refused(
     assert not (tmp_path / "e").exists()
 
 
+def test_the_workspace_belongs_to_tensorrt_and_to_the_build_key(golden_checkpoint, tmp_path, monkeypatch, capsys):
+    for backend, workspace, message in (
+        ("onnxruntime", "64", "onnxruntime has no limit of scratch memory: leave --workspace out"),
+        ("aotinductor", "64", "aotinductor has no limit of scratch memory"),
+        ("tensorrt_rtx", "0", "--workspace 0 is out of range"),
+        ("tensorrt_rtx", "99999999999", "out of range"),
+    ):
+        arguments = ["--weights", str(golden_checkpoint), "--output", str(tmp_path / "e"), "--size", "64x64"]
+        assert main([*arguments, "--backend", backend, "--workspace", workspace]) == 1
+        assert message in capsys.readouterr().err
+        assert not (tmp_path / "e").exists()
+
+    weights = Checkpoint(golden_checkpoint)
+    sizes = sizes_of(weights, SIZE, 3, 2)
+    plans = [
+        plan_network("point_encoder", weights, sizes, BuildTarget("tensorrt_rtx", "fp16", (), workspace))
+        for workspace in (None, 64, 65)
+    ]
+    assert len({plan.build_key for plan in plans}) == 3
+    hashed = []
+    monkeypatch.setattr(build_plan.json, "dumps", lambda value, **_: hashed.append(value) or "")
+    plan_network("point_encoder", weights, sizes, BuildTarget("tensorrt_rtx", "fp16"))
+    assert "workspace_mib" not in hashed[0]  # directories from before there was a limit stay up to date
+
+    received = []
+    monkeypatch.setattr(network_build, "build_plan", lambda *_, **options: received.append(options["workspace_mib"]))
+    for plan in plans:
+        network_build.compile_engine(plan, tmp_path / "p.onnx", tmp_path / "timings")
+    assert received == [None, 64, 65]
+
+
 def test_float32_attention_at_full_size_is_more_than_a_gpu_holds():
     """FP16 attention is fused; of FP32, TensorRT holds all scores: 32 frames x 5 heads x 9216 x 9216."""
     assert unfused_attention_bytes(Sizes(576, 1024)) == 32 * 5 * 9216 * 9216 * 4

@@ -209,6 +209,7 @@ def compile_engine(plan: NetworkPlan, onnx: Path, timing_cache: Path) -> Compile
         plan.compute_dtype,
         flavour=plan.backend,
         targets=plan.devices,
+        workspace_mib=plan.workspace_mib,
         timing_cache=timing_cache,
         output=onnx.with_name(plan.file_name),
         progress=lambda phase, done, total: report(f"compiling: {phase} {done}/{total}"),

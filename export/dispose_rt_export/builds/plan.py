@@ -46,11 +46,13 @@ class BuildTarget:
         backend: one of manifest.BACKENDS.
         precision: one of manifest.PRECISIONS.
         devices: compute capabilities such as "sm_89", or "cpu"; empty for any device that the backend supports.
+        workspace_mib: most scratch memory of a layer, in MiB; None leaves the limit to TensorRT.
     """
 
     backend: str = "onnxruntime"
     precision: str = "fp32"
     devices: tuple[str, ...] = ()
+    workspace_mib: int | None = None
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,7 @@ class NetworkPlan:
         tolerance: largest relative error against PyTorch in float32.
         backend: opens the file. AOTInductor leaves networks that are published as ONNX files to ONNX Runtime.
         devices: see BuildTarget.
+        workspace_mib: see BuildTarget.
         build_key: hash of all ingredients of the file.
     """
 
@@ -73,6 +76,7 @@ class NetworkPlan:
     tolerance: float
     backend: str
     devices: tuple[str, ...]
+    workspace_mib: int | None
     build_key: str
 
     @property
@@ -147,9 +151,11 @@ def plan_network(name: str, weights: Weights, sizes: Sizes, target: BuildTarget)
         "backend": [backend, backend_versions(backend), devices],
         "sources": _source_hash(backend),
     }
+    if target.workspace_mib is not None:  # absent otherwise: directories that were built without stay up to date
+        ingredients["workspace_mib"] = target.workspace_mib
     key = hashlib.sha256(json.dumps(ingredients, sort_keys=True).encode()).hexdigest()
     tolerance = TOLERANCES["fp32" if always else target.precision][name]
-    return NetworkPlan(spec, sizes, compute_dtype, tolerance, backend, devices, key)
+    return NetworkPlan(spec, sizes, compute_dtype, tolerance, backend, devices, target.workspace_mib, key)
 
 
 def resolve_shapes(spec: NetworkSpec, sizes: Sizes) -> dict[str, tuple[int | str, ...]]:

@@ -19,10 +19,11 @@ from dispose_rt.system.sealed_file import read_sealed, write_sealed
 Progress = Callable[[str, int, int], None]
 """Called with a phase of the compiler, its finished steps and all its steps; from any thread."""
 
+_MEMORY_HINT = "Close other programs, or build for a smaller --size or --tile-frames."
+_WORKSPACE_HINT = "A layer may need more scratch memory than --workspace {0} allows: raise it, or leave it out."
 _REBUILD_HINTS = {
     "MVMF": "Seen where sm_75 is a target and the network is very small: leave sm_75 out, or leave --target unset.",
-    "out of memory": "Close other programs, or build for a smaller --size or --tile-frames.",
-    "Out of memory": "Close other programs, or build for a smaller --size or --tile-frames.",
+    **dict.fromkeys(("out of memory", "Out of memory", "OutOfMemory", "insufficient workspace"), _MEMORY_HINT),
 }
 _OTHER_HINT = "Try it without --target and with --precision fp32; if that fails as well, reduce the graph."
 
@@ -50,6 +51,7 @@ def build_plan(
     targets: Sequence[str],
     timing_cache: Path | None,
     output: Path,
+    workspace_mib: int | None = None,
     progress: Progress | None = None,
 ) -> CompiledPlan:
     """Compile one network.
@@ -63,6 +65,7 @@ def build_plan(
         targets: compute capabilities such as "sm_89"; empty for all that one plan of the flavour can serve.
         timing_cache: kept between builds by the flavour that has one; a damaged one is replaced.
         output: plan to write, under a temporary name first.
+        workspace_mib: most scratch memory that a layer may take, in MiB; None leaves the limit to TensorRT.
         progress: called in the compiler's phases. Its exceptions end the build and are raised here.
 
     Raises:
@@ -82,6 +85,8 @@ def build_plan(
     signature = _check_signature(backend, network, spec, sizes, compute_dtype)
     config = builder.create_builder_config()
     _configure(backend, builder, network, config, spec, sizes, targets)
+    if workspace_mib is not None:
+        config.set_memory_pool_limit(backend.trt.MemoryPoolType.WORKSPACE, workspace_mib << 20)
     monitor = _create_monitor(backend, progress)
     config.progress_monitor = monitor
     timings = _load_timings(config, timing_cache) if timing_cache and backend.has_timing_cache else None
@@ -89,7 +94,7 @@ def build_plan(
     if monitor.failure is not None:
         raise monitor.failure
     if plan is None:
-        raise EngineError(_explain_failure(backend, spec, log.quote()))
+        raise EngineError(_explain_failure(backend, spec, log.quote(), workspace_mib))
     if timings is not None and timing_cache is not None:
         write_sealed(timing_cache, bytes(timings.serialize()))
     del config, network, parser, builder  # the weights, a second and third time
@@ -220,8 +225,10 @@ def _load_timings(config: Any, path: Path) -> Any:
     return timings
 
 
-def _explain_failure(backend: Flavour, spec: NetworkSpec, quoted: str) -> str:
+def _explain_failure(backend: Flavour, spec: NetworkSpec, quoted: str, workspace_mib: int | None) -> str:
     hint = next((hint for words, hint in _REBUILD_HINTS.items() if words in quoted), _OTHER_HINT)
+    if hint == _MEMORY_HINT and workspace_mib is not None:
+        hint = _WORKSPACE_HINT.format(workspace_mib)
     return f"{spec.name}: {backend.name} {backend.version} cannot compile it:\n{quoted}\n{hint}"
 
 

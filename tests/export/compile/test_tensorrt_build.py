@@ -14,6 +14,7 @@ import onnx
 import pytest
 from dispose_rt_export.compile import tensorrt as tensorrt_build
 from dispose_rt_export.compile.tensorrt import CompiledPlan, build_plan
+from dispose_rt_export.synthetic.full_pose_networks import build_estimator as build_full_estimator
 from dispose_rt_export.synthetic.toy_pose_networks import build_estimator
 from onnx import TensorProto, helper, numpy_helper
 
@@ -249,6 +250,16 @@ def test_what_the_compiler_said_is_quoted(
     with pytest.raises(EngineError, match=f"(?s)point_encoder: .*cannot compile it:\n  {message}\n.*{advice}"):
         build(write_point_encoder(tmp_path / "p.onnx"), tmp_path / "p.plan")
     assert not (tmp_path / "p.plan").exists()
+
+
+def test_the_workspace_is_limited(tmp_path: Path) -> None:
+    onnx.save(build_full_estimator(channels=8), tmp_path / "e.onnx")
+    options = {"dtype": "float32", "spec": NETWORKS["pose_estimator"]}
+    build(tmp_path / "e.onnx", tmp_path / "e.plan", workspace_mib=64, **options)
+    assert (tmp_path / "e.plan").exists()
+    with pytest.raises(EngineError, match=r"(?s)cannot compile it:.*OutOfMemory.*more .* than --workspace 1 allows"):
+        build(tmp_path / "e.onnx", tmp_path / "f.plan", workspace_mib=1, **options)
+    assert not (tmp_path / "f.plan").exists()
 
 
 def test_a_missing_package_names_the_command_that_installs_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
