@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     add_directory(parser, ", or a video that dispose-rt wrote")
     parser.add_argument("--verify", action="store_true", help="compare every file with its recorded hash")
-    add_json(parser, "the same, for machines")
+    add_json(parser, "what is printed otherwise")
     add_debug(parser)
 
 

@@ -53,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PATH",
         help="path below which a proxy serves the page, such as /dispose (default: none)",
     )
-    add("--token", help=f"let in visitors who have this token alone (default: ${TOKEN_VARIABLE}, or everyone)")
+    add("--token", help=f"let in only visitors who have this token (default: ${TOKEN_VARIABLE}, or everyone)")
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
     add_json(parser, "the page's address, once it is served")
     add_debug(parser)

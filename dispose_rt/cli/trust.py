@@ -36,7 +36,7 @@ holds keys separated by commas, or "all".
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.add_argument("subjects", nargs="*", metavar="DIR|KEY", help="engine directory, folder of several, or key")
-    parser.add_argument("--forget", action="store_true", help="trust them no more")
+    parser.add_argument("--forget", action="store_true", help="stop trusting them")
     add_json(parser, "what is trusted afterwards")
     add_debug(parser)
 

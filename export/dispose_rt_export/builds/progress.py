@@ -151,7 +151,7 @@ class BuildProgress:
         self._current = ""
         megabytes = sum(file.size_bytes for file in record.files) / 1e6 if record else 0.0
         worst = max(record.verification.values(), default=None) if record else None
-        checked = "published file" if worst is None else f"relative error {worst:.1e}"
+        checked = "copied as it is" if worst is None else f"relative error {worst:.1e}"
         checked += ", shared with a directory beside this one" if shared else ""
         left = self._remaining_seconds(time.perf_counter())
         remaining = f"  [{_duration(left)} left]" if left is not None and self._pending else ""
