@@ -89,7 +89,8 @@ def _to_lines(manifest: Manifest) -> Iterator[str]:
     sizes = manifest.sizes
     total = sum(_size_bytes(record) for record in manifest.networks.values())
     yield f"{manifest.folder}"
-    yield f"  output     {sizes.width}x{sizes.height} pixels, tiles of {sizes.tile} frames, decoded by {sizes.chunk}"
+    frames = f"tiles of {sizes.tile} frames, decoded {sizes.chunk} at a time"
+    yield f"  output     {sizes.width}x{sizes.height} pixels, {frames}"
     yield f"  engines    {manifest.backend}, {manifest.precision}, {format_bytes(total)}"
     if manifest.targets:
         yield f"  targets    {', '.join(manifest.targets)}"

@@ -25,7 +25,7 @@ def test_inspect(engine_directory: Path, capsys: Captured) -> None:
     out = capsys.readouterr().out
     lines = [line.strip() for line in out.splitlines()]
     assert lines[0] == str(engine_directory)
-    assert "output     128x192 pixels, tiles of 8 frames, decoded by 4" in lines
+    assert "output     128x192 pixels, tiles of 8 frames, decoded 4 at a time" in lines
     assert "engines    onnxruntime, fp16, 91.0 KB" in lines
     assert "built with dispose_rt 0.1.0, torch 2.13.0" in lines
     assert "weights    DisPose.pth sha256 0123456789abcdef" in lines
