@@ -1,6 +1,6 @@
 // The Python module, compiled once per target. Functions take what the headers list, in the same order: arrays as
 // addresses (of the host or of the device, by target), sizes, and the stream last. They answer None, or what went
-// wrong. Nothing is checked here: dispose_rt/kernels.py is the only caller and checks shapes, dtypes and layout.
+// wrong. Nothing is checked here: the package dispose_rt/kernels, the only caller, checks dtypes, shapes and devices.
 #include <pybind11/pybind11.h>
 
 #include <cstdint>
