@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -124,7 +125,13 @@ def test_wrong_arrays_are_refused_by_name() -> None:
                 named = f"^{name} is a .*expected" if breaker in ("a numpy array", "nothing") else "is .*expected"
                 with every(kernel, name, breaker), pytest.raises(InputError, match=named):
                     run(kernel, **arguments | {name: damage(arguments[name])})
-    assert len(ARRAYS) == 49
+    annotated = [
+        (kernel, name)
+        for kernel in KERNELS
+        for name, parameter in inspect.signature(getattr(kernels, kernel)).parameters.items()
+        if parameter.annotation == "Array"
+    ]
+    assert annotated == ARRAYS
 
 
 def test_arrays_of_another_device_are_refused() -> None:
