@@ -207,6 +207,24 @@ class Settings:
     motion_bucket_id: int = _row(
         "integer", 127, "Amount of motion that the video model is given", "Amount of motion", low=0, high=1023
     )
+    alignment: str = _row(
+        "one",
+        "reference",
+        "How the dancer is fitted to the person of the picture",
+        "Fit of the dancer",
+        choices=(("reference", "As published"), ("robust", "By what both show")),
+        detail='"reference" is the published fit, which assumes that picture and video show the same joints in about '
+        'the same posture; "robust" compares only the parts of the body that both show.',
+    )
+    bridge_gaps: int = _row(
+        "integer",
+        0,
+        "Gaps of up to so many frames in which a joint is unseen are bridged by straight lines",
+        "Bridge gaps of joints",
+        low=0,
+        high=100,
+        detail="Never at the ends of the clip, nor next to frames without the person.",
+    )
     decode_chunk: int | None = _row(
         "integer",
         None,
@@ -272,6 +290,8 @@ class SettingsOptions(TypedDict, total=False):
     controls: Sequence[str]
     noise_aug_strength: float
     motion_bucket_id: int
+    alignment: str
+    bridge_gaps: int
     decode_chunk: int | None
     conditions_memory: str
 

@@ -222,10 +222,13 @@ class Run:
 
     def _align(self, detected: Detected) -> list[Pose]:
         """Move and scale the driving poses onto the reference's body; the reference itself comes first, untouched."""
-        height, width = self._sizes.height, self._sizes.width
-        alignment = pose.fit_alignment(detected.reference, detected.frames, detected.frame_size_px, (height, width))
-        aligned = [detected.reference, *(alignment.apply(one) for one in detected.frames)]
+        height, width, way = self._sizes.height, self._sizes.width, self._settings.alignment
+        frames = pose.bridge_gaps(detected.frames, detected.missing, self._settings.bridge_gaps)
+        people = (detected.reference, frames, detected.frame_size_px, (height, width))
+        alignment = pose.fit_robust(*people) if way == "robust" else pose.fit_alignment(*people)
+        aligned = [detected.reference, *(alignment.apply(one) for one in frames)]
         self._observer.aligned(aligned)
+        pose.check_drawn(alignment, *people, way)
         if is_wanted(self._observer, "poses"):
             self._observer.poses(np.stack([pose.draw_pose(one, height, width) for one in aligned]))
         return aligned

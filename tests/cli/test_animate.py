@@ -25,6 +25,7 @@ def test_animate_with_defaults(
         **{"engine_dir": Path("engines"), "device": "auto", "video": DRIVE, "output": tmp_path / "out.mp4"},
         **{"progress": True, "steps": 25, "guidance_scale": 2.0, "overlap": None, "stride": 2, "seed": 0, "fps": None},
         **{"controls": ("motion", "points"), "noise_aug_strength": 0.0, "motion_bucket_id": 127},
+        **{"alignment": "reference", "bridge_gaps": 0},
         **{"decode_chunk": None, "conditions_memory": "auto"},
         "trust": False,
         **{"pose_cache": caches / "dispose-rt" / "poses", "audio": True, "keep_frames": False, "observer": None},
@@ -40,12 +41,14 @@ def test_animate_with_defaults(
 def test_every_option_reaches_the_run(animator: type[FakeAnimator], arguments: list[str], capsys: Captured) -> None:
     options = "--steps 3 --guidance-scale 1.5 --overlap 2 --stride 4 --seed 9 --fps 23.976 --controls points --quiet"
     options += " --noise-aug-strength 0.02 --motion-bucket-id 30 --device cpu"
+    options += " --alignment robust --bridge-gaps 5"
     options += " --decode-chunk 3 --conditions-memory host --no-audio --pose-cache kept"
     options += " --no-provenance"
     assert cli.main([*arguments, *options.split()]) == 0
     [call] = animator.calls
     expected = {"steps": 3, "guidance_scale": 1.5, "overlap": 2, "stride": 4, "seed": 9, "fps": 23.976}
     expected |= {"controls": ("points",), "noise_aug_strength": 0.02, "motion_bucket_id": 30, "device": "cpu"}
+    expected |= {"alignment": "robust", "bridge_gaps": 5}
     expected |= {"decode_chunk": 3, "conditions_memory": "host", "audio": False, "pose_cache": Path("kept")}
     expected |= {"provenance": False}
     assert {name: call[name] for name in expected} == expected

@@ -404,9 +404,10 @@ NUMBERS: dict[str, tuple[float, ...]] = {
     "fps": (0, -24, 1001, math.nan, math.inf),
     "noise_aug_strength": (-0.1, 1.5, math.nan),
     "motion_bucket_id": (-1, 1024),
+    "bridge_gaps": (-1, 101),
     "decode_chunk": (0, 5, 1001),
 }
-INTEGERS = ("steps", "overlap", "stride", "seed", "motion_bucket_id", "decode_chunk")
+INTEGERS = ("steps", "overlap", "stride", "seed", "motion_bucket_id", "bridge_gaps", "decode_chunk")
 OPTIONAL = ("fps", "overlap", "decode_chunk")
 CHOICE = r"choose from \['auto', 'device', 'host', 'recompute'\]"
 TUPLE = r"pass a tuple such as \('motion', 'points'\)"
@@ -417,6 +418,8 @@ SETTINGS = [
     *(setting(name, 1.5, code=2) for name in INTEGERS),
     *(wrong_type(name, value, f"{name} is", "it must be") for name in NUMBERS for value in (True, "1", [1])),
     *(wrong_type(name, None, f"{name} is None", "must be") for name in NUMBERS if name not in OPTIONAL),
+    setting("alignment", "best", "'best'", "choose from .*robust", code=2),
+    wrong_type("alignment", True, "alignment is True", r"choose from \['reference', 'robust'\]"),
     setting("conditions_memory", "gpu", "'gpu'", "choose from .*auto", code=2),
     wrong_type("conditions_memory", 3, "conditions_memory is 3", CHOICE),
     wrong_type("conditions_memory", None, "conditions_memory is None", CHOICE),

@@ -1,19 +1,23 @@
-"""From images to aligned, drawn poses of one person: detect, estimate, follow, align, draw."""
+"""From images to aligned, drawn poses of one person: detect, estimate, follow, bridge, align, draw."""
 
-from .align import Alignment, fit_alignment
+from .align import Alignment, check_drawn, fit_alignment, fit_robust
 from .detect import PersonDetector
 from .draw import draw_pose
 from .estimate import PoseEstimator
 from .find import find_poses
 from .follow import fill_missing, follow_person
+from .gaps import bridge_gaps
 
 __all__ = [
     "Alignment",
     "PersonDetector",
     "PoseEstimator",
+    "bridge_gaps",
+    "check_drawn",
     "draw_pose",
     "fill_missing",
     "find_poses",
     "fit_alignment",
+    "fit_robust",
     "follow_person",
 ]

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ...errors import NoPersonError
 from ...types import F64, Bools, Pose
@@ -64,12 +65,17 @@ def fill_missing(poses: Sequence[Pose]) -> tuple[list[Pose], list[int]]:
             f"nobody was found in any of the {len(poses)} driving frames; use a video that shows a person clearly, "
             "large enough and upright"
         )
-    numbers = np.arange(len(poses))
-    position = np.searchsorted(seen, numbers)
-    earlier, later = seen[np.maximum(position - 1, 0)], seen[np.minimum(position, seen.size - 1)]
-    nearest = np.where(np.abs(later - numbers) < np.abs(numbers - earlier), later, earlier)
+    nearest = nearest_frames(seen, len(poses))
     missing = [number for number, source in enumerate(nearest) if source != number]
     return [poses[source] for source in nearest], missing
+
+
+def nearest_frames(seen: NDArray[np.intp], count: int) -> NDArray[np.intp]:
+    """Return, for each of `count` frames, the nearest of the seen ones; the earlier of two equally near ones."""
+    numbers = np.arange(count)
+    position = np.searchsorted(seen, numbers)
+    earlier, later = seen[np.maximum(position - 1, 0)], seen[np.minimum(position, seen.size - 1)]
+    return np.where(np.abs(later - numbers) < np.abs(numbers - earlier), later, earlier)
 
 
 def _keep(pose: Pose, index: int | None) -> Pose:
