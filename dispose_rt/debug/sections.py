@@ -42,8 +42,9 @@ STAGES = {
         "Aligned skeletons",
         "The driving poses, moved and scaled onto the photo, over the photo's own skeleton in grey.",
         "Body and head should have the size of the grey figure. Too large, too small or shifted: a joint of the photo "
-        "is wrong, or the two people are seen from different distances or angles. Joints outside the picture are cut "
-        "off in the result as well.",
+        'is wrong, or the two people do not show the same joints in the same posture: try alignment="robust" '
+        "(--alignment robust). Joints filled in by bridge_gaps are drawn here, but not among the detected people. "
+        "Joints outside the picture are cut off in the result as well.",
     ),
     "poses": StageText(
         "Drawn poses",
