@@ -12,7 +12,9 @@ import pytest
 
 from benchmarks.poses import FRAME_PX, PHOTO_PX, Scene, check_fit, judge_fit, list_scenes
 from dispose_rt.errors import InputError, InputWarning, NoPersonError
+from dispose_rt.puppet import Stance, dance, place_joints
 from dispose_rt.stages.pose.align import FIT_JOINTS, Alignment, check_drawn, fit_alignment, fit_robust
+from dispose_rt.stages.pose.compare import Figure
 from dispose_rt.types import Pose
 from tests.every import each, every_item
 from tests.golden_data import load_golden
@@ -199,6 +201,19 @@ def test_the_robust_fit_counts_what_both_show_and_keeps_shapes():
     assert fit_robust(scene.photo, [*scene.frames, *crowd], FRAME_PX, PHOTO_PX) == expected
     alone = fit_robust(scene.photo, scene.frames[:1], FRAME_PX, PHOTO_PX)
     assert alone.ay == pytest.approx(expected.ay, rel=0.1)
+    # hips and legs that a single, broken frame shows weigh next to nothing; the rest of that frame is right
+    lower = (8, 9, 10, 11, 12, 13)
+    without_lower = [spoil(one, lower) for one in scene.frames]
+    broken = scene.frames[7].joints.copy()
+    broken[0, lower] = broken[0, lower] * 2 + 0.3
+    outvoted = fit_robust(scene.photo, [*without_lower, replace(scene.photo, joints=broken)], FRAME_PX, PHOTO_PX)
+    without = fit_robust(scene.photo, without_lower, FRAME_PX, PHOTO_PX)
+    for name in ("ax", "ay", "bx", "by"):
+        assert getattr(outvoted, name) == pytest.approx(getattr(without, name), abs=0.1)
+    shoulders_px = np.zeros((5, 18, 2))
+    shoulders_px[:, 5, 0] = (90, 2, 10, 4, 6)
+    lengths_px, pictures = Figure(shoulders_px, np.ones((5, 18), np.bool_)).part_lengths_px()
+    assert (lengths_px[0], pictures[0]) == (10, 5)  # neither the wrong one nor the foreshortened ones
     # a face alone: placed by the head's joints
     shown = spoil(scene.photo, tuple(range(1, 14)))
     assert fit_robust(shown, scene.frames, FRAME_PX, PHOTO_PX).ay == pytest.approx(expected.ay, rel=0.1)
@@ -228,6 +243,9 @@ def test_a_person_of_another_size_is_warned_of_and_no_ordinary_clip():
     for case in E2E_CASES:
         reference, *frames = (read_pose("e2e", f"{case}.detected_", row) for row in range(arrays[f"{case}.config"][0]))
         clips.append((reference, frames, arrays["drive_frames"].shape[1:3], tuple(arrays[f"{case}.config"][3:5])))
+    demo = dance(24, 4 / 3, stance=Stance(centre_unit=0.53, top_unit=0.16, height_unit=0.68), period=24)
+    standing, *dancing = (replace(figure(1), joints=one[None]) for one in (place_joints(Stance(), 2 / 3), *demo))
+    clips.append((standing, dancing, (480, 640), (192, 128)))
     for clip in clips:
         with warnings.catch_warnings(action="error"):
             check_drawn(fit_alignment(*clip), *clip, "reference")
