@@ -14,10 +14,8 @@ from dispose_rt.errors import Cancelled, InputWarning, NoPersonError
 from dispose_rt.hooks.progress import Progress
 from dispose_rt.types import Pose
 from tests.fakes import networks
-from tests.fakes.networks import FakeNetworks, run_networks
+from tests.fakes.networks import FakeNetworks, dancer, run_networks
 from tests.stages.denoise.test_loop import SIZES
-
-dancer = networks._dancer
 
 
 def run(monkeypatch: pytest.MonkeyPatch, people: list[Pose], **settings: Any) -> tuple[list[Pose], list[str]]:
@@ -25,7 +23,7 @@ def run(monkeypatch: pytest.MonkeyPatch, people: list[Pose], **settings: Any) ->
 
     Returns the aligned poses and what was said before the long work.
     """
-    monkeypatch.setattr(networks, "_dancer", lambda number: people[number])
+    monkeypatch.setattr(networks, "dancer", lambda number: people[number])
     seen: dict[str, Any] = {}
 
     def look(name: str, value: Any) -> None:
