@@ -140,7 +140,7 @@ def plan_network(name: str, weights: Weights, sizes: Sizes, target: BuildTarget)
     backend = "onnxruntime" if uncompiled else target.backend
     devices = target.devices if backend != "onnxruntime" else ()
     files = (name,) if spec.published else RECIPES[name].files
-    ingredients = {
+    ingredients: dict[str, object] = {
         "contract": [contract.REVISION, asdict(spec)],
         # the resolved shapes and not the sizes: directories of other sizes share what does not depend on them
         "shapes": resolve_shapes(spec, sizes),

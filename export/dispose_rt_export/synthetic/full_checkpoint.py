@@ -7,6 +7,7 @@ those of `random_weights`; they are drawn and written tensor by tensor.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -50,7 +51,7 @@ def write_full_checkpoint(
     Raises:
         OutputError: the disk has too little room, which is found out first, or a file cannot be written.
     """
-    files = [*_weight_files(scale), *_pose_files(scale)]
+    files: list[_WeightFile | _PoseFile] = [*_weight_files(scale), *_pose_files(scale)]
     total = sum(file.size_bytes for file in files)
     folder = Path(folder)
     _check_room(folder, total + _ROOM_FOR_HEADERS, [folder / file.path for file in files])
@@ -64,18 +65,21 @@ def write_full_checkpoint(
 
     try:
         for path, text in small_files(scale).items():
-            _write(folder / path, lambda file, text=text: file.write(text.encode()))
+            with _replaced(folder / path) as file:
+                file.write(text.encode())
         for one in files:
-            _write(folder / one.path, lambda file, one=one: one.write(file, seed, report))
+            with _replaced(folder / one.path) as file:
+                one.write(file, seed, report)
     except OSError as error:
         raise OutputError(f"{folder} cannot be written: {error}; pass a folder with room for the files") from error
     return folder
 
 
-def _write(path: Path, write: Callable[[BinaryIO], object]) -> None:
+@contextmanager
+def _replaced(path: Path) -> Iterator[BinaryIO]:
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as file:
-        write(file)
+        yield file
 
 
 def _check_room(folder: Path, needed: int, replaced: list[Path]) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
@@ -63,7 +63,12 @@ class _Layers:
         """Convolve, with a bias."""
         shape = (channels, x.channels // groups, size, size)
         weight = self.normal(*shape, scale=gain / math.sqrt(math.prod(shape[1:])))
-        options = {"kernel_shape": [size] * 2, "strides": [stride] * 2, "pads": [size // 2] * 4, "group": groups}
+        options: dict[str, Any] = {
+            "kernel_shape": [size] * 2,
+            "strides": [stride] * 2,
+            "pads": [size // 2] * 4,
+            "group": groups,
+        }
         return _Map(self.graph.add("Conv", x.name, weight, self.normal(channels, scale=0.1), **options), channels)
 
     def block(
@@ -78,7 +83,9 @@ class _Layers:
     def pool_pyramid(self, x: _Map) -> _Map:
         """Pool over three window sizes, and mix the results: the SPP bottleneck."""
         half = self.block(x, x.channels // 2)
-        options = [{"kernel_shape": [size] * 2, "pads": [size // 2] * 4, "strides": [1, 1]} for size in (5, 9, 13)]
+        options: list[dict[str, Any]] = [
+            {"kernel_shape": [size] * 2, "pads": [size // 2] * 4, "strides": [1, 1]} for size in (5, 9, 13)
+        ]
         pooled = [_Map(self.graph.add("MaxPool", half.name, **one), half.channels) for one in options]
         return self.block(self.concat(half, *pooled), x.channels)
 

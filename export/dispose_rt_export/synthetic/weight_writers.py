@@ -98,7 +98,8 @@ def _values(name: str, wanted: StoredTensor, draw: Draw) -> memoryview:
     tensor = draw(name)
     if (tuple(tensor.shape), tensor.dtype) != (wanted.shape, wanted.dtype):
         raise ValueError(f"{name} is {list(tensor.shape)} {tensor.dtype}, the header says {wanted}")
-    return memoryview(tensor.contiguous().flatten().view(torch.uint8).numpy())
+    values: Any = tensor.contiguous().flatten().view(torch.uint8).numpy()
+    return memoryview(values)
 
 
 def _add(archive: zipfile.ZipFile, name: str, body: bytes | memoryview) -> None:
@@ -107,7 +108,7 @@ def _add(archive: zipfile.ZipFile, name: str, body: bytes | memoryview) -> None:
     begin = archive.fp.tell() + _LOCAL_HEADER_BYTES + len(entry.filename) + 2 * 2  # type: ignore[union-attr]
     padding = -begin % _ENTRY_ALIGNMENT
     entry.extra = _PADDING_FIELD + padding.to_bytes(2, "little") + b"Z" * padding
-    archive.writestr(entry, body)  # type: ignore[arg-type]  # any buffer will do
+    archive.writestr(entry, body)
 
 
 class _Stored:
