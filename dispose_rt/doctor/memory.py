@@ -139,7 +139,7 @@ def plan_card(manifest: Manifest, card: str, available_bytes: int) -> CardPlan:
         card: its label.
         available_bytes: what the run may take.
     """
-    plan = _plan(manifest, footprints(manifest), available_bytes)
+    plan = plan_short_clip(manifest, footprints(manifest), available_bytes)
     free = FreeMemory(plan.free_bytes, None, shared=False)
     frames = {
         place: estimate_clip(1, manifest.sizes, _rows(manifest), place).fitting_frames(free)
@@ -161,16 +161,27 @@ def plan_card(manifest: Manifest, card: str, available_bytes: int) -> CardPlan:
 
 def _plan_tile(manifest: Manifest, tile: int, available_bytes: int) -> MemoryPlan:
     sizes = replace(manifest.sizes, tile=tile)
-    return _plan(replace(manifest, sizes=sizes), extrapolate(manifest, sizes), available_bytes)
+    return plan_short_clip(replace(manifest, sizes=sizes), extrapolate(manifest, sizes), available_bytes)
 
 
-def _plan(manifest: Manifest, networks: dict[str, Footprint], available_bytes: int) -> MemoryPlan:
+def plan_short_clip(
+    manifest: Manifest, networks: dict[str, Footprint], available_bytes: int, chunk: int | None = None
+) -> MemoryPlan:
+    """Plan a run of FRAMES frames with all control signals.
+
+    Args:
+        manifest: backend, sizes and dtypes.
+        networks: what each network takes.
+        available_bytes: what the run may take.
+        chunk: frames to decode at once; None for as many as fit.
+    """
     clip = estimate_clip(FRAMES + 1, manifest.sizes, _rows(manifest), "recompute")
     return plan_memory(
         networks,
         manifest.sizes,
         available_bytes,
         controls=CONTROLS,
+        chunk=chunk,
         clip_bytes=clip.device_bytes,
         shares_scratch=manifest.backend != "aotinductor",
     )
