@@ -31,6 +31,7 @@ class Animation:
             are shown at another speed.
         metadata: what a saved file says about itself, see `media.VideoWriter`: that it is generated, and how. Empty
             with `provenance=False`.
+        audio_start_s: time of the first frame in that file, in seconds from its first picture.
     """
 
     frames: U8
@@ -41,6 +42,7 @@ class Animation:
     time_stamps: tuple[Fraction, ...] | None = None
     audio: Path | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
+    audio_start_s: Fraction = Fraction(0)
 
     def __post_init__(self) -> None:
         if self.frame_count < 0:
@@ -70,4 +72,12 @@ class Animation:
                 f"the {self.frame_count} frames were not kept, they are in the run's output alone; run with "
                 "keep_frames=True to save them"
             )
-        return media.write_video(path, self.frames, self.fps, self.audio, self.time_stamps, metadata=self.metadata)
+        return media.write_video(
+            path,
+            self.frames,
+            self.fps,
+            self.audio,
+            self.time_stamps,
+            metadata=self.metadata,
+            audio_start_s=self.audio_start_s,
+        )

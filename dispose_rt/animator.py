@@ -214,7 +214,16 @@ class Animator:
                 height, width = chunk.shape[1:3]
                 if not done:
                     frames = np.empty((run.frame_count if keep_frames else 0, height, width, 3), np.uint8)
-                    sink = media.open_writer(output, fps, width, height, sound, cancel=cancel, metadata=metadata)
+                    sink = media.open_writer(
+                        output,
+                        fps,
+                        width,
+                        height,
+                        sound,
+                        cancel=cancel,
+                        metadata=metadata,
+                        audio_start_s=task.video.start_s,
+                    )
                     write = file.enter_context(sink)
                 for number, frame in enumerate(chunk, done):
                     write(frame, run.time_stamps[number] if run.time_stamps is not None else None)
@@ -223,7 +232,8 @@ class Animator:
                 done += len(chunk)
             with run.timer.stage("decode"):  # which the encoder's last frames are part of
                 file.close()
-        return Animation(frames, fps, run.timings, run.peak_bytes, run.frame_count, run.time_stamps, sound, metadata)
+        count, times, begin_s = run.frame_count, run.time_stamps, task.video.start_s
+        return Animation(frames, fps, run.timings, run.peak_bytes, count, times, sound, metadata, begin_s)
 
     @list_settings
     def stream(

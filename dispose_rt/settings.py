@@ -174,6 +174,24 @@ class Settings:
         is_common=True,
         detail="Used frames are `stride * max(1, int(source fps / 24))` source frames apart.",
     )
+    start_s: float = _row(
+        "number",
+        0.0,
+        "Seconds of the driving video that are skipped",
+        "Start in the video, seconds",
+        low=0.0,
+        high=2.0**31,
+        detail="The first used frame is the first one that is shown then or later.",
+    )
+    duration_s: float | None = _row(
+        "number",
+        None,
+        "Seconds of the driving video that are used, from the start on",
+        "Seconds of the video",
+        low=0.001,
+        high=2.0**31,
+        none_means="to the end of the video",
+    )
     seed: int = _row("integer", 0, "Seed of the noise", "Seed", low=0, high=2**63 - 1, is_common=True)
     fps: float | None = _row(
         "number",
@@ -285,6 +303,8 @@ class SettingsOptions(TypedDict, total=False):
     guidance_scale: float
     overlap: int | None
     stride: int
+    start_s: float
+    duration_s: float | None
     seed: int
     fps: float | None
     controls: Sequence[str]

@@ -140,10 +140,10 @@ def run(options: argparse.Namespace, console: Console, stop: StopSignals) -> int
     from ..media import check_output_path, open_video, protect_inputs, read_image
 
     settings = {name: getattr(options, name) for name in SETTINGS}
-    Settings(**settings)  # checks them
+    chosen = Settings(**settings)  # checks them
     output = check_output_path(options.output)
     reference = read_image(options.reference)
-    open_video(options.video)
+    open_video(options.video).part(chosen.start_s, chosen.duration_s)
     protect_inputs(output, reference=options.reference, video=options.video)
     pictures = _open_pictures(options.debug_dir)
     poses = _choose_pose_cache(options, console)

@@ -15,6 +15,7 @@ from ..types import U8
 from .containers import Probe
 from .images import DAMAGE, open_picture, read_pixels
 from .interruptible import Pulse, call_in_thread, in_thread
+from .parts import Choice
 from .time_stamps import Stamps
 
 MAX_PIXELS = 4096 * 2304
@@ -40,7 +41,7 @@ def probe_webp(path: Path, measure_rate: bool, cancel: threading.Event | None = 
     del measure_rate
     durations = _read_durations(path, cancel)
     total_s = sum(durations) * _TICK_S
-    with closing(_decode(path, 1, len(durations), cancel)) as frames:
+    with closing(_decode(path, Choice(1), len(durations), cancel)) as frames:
         _, _, first = next(frames)  # whether it can be decoded at all
     return Probe(float(len(durations) / total_s) if total_s else None, first.shape[1], first.shape[0], len(durations))
 
@@ -50,20 +51,26 @@ def read_webp_stamps(path: Path, cancel: threading.Event | None = None) -> Stamp
     return Stamps([0, *accumulate(_read_durations(path, cancel)[:-1])], _TICK_S, 0)
 
 
+def read_webp_start(path: Path, cancel: threading.Event | None = None) -> Fraction | None:
+    """Time stamp of the first frame: 0; see `containers.read_start`."""
+    del path, cancel
+    return Fraction(0)
+
+
 def read_webp_frames(
-    path: Path, step: int, cancel: threading.Event | None = None
+    path: Path, choice: Choice, cancel: threading.Event | None = None
 ) -> Generator[tuple[int, Fraction | None, U8]]:
-    """Decode every `step`-th frame, with its number and time stamp; see `containers.read_frames`."""
-    yield from _decode(path, step, len(_read_durations(path, cancel)), cancel)
+    """Decode the chosen frames, with their numbers and time stamps; see `containers.read_frames`."""
+    yield from _decode(path, choice, len(_read_durations(path, cancel)), cancel)
 
 
 def _decode(
-    path: Path, step: int, count: int, cancel: threading.Event | None
+    path: Path, choice: Choice, count: int, cancel: threading.Event | None
 ) -> Generator[tuple[int, Fraction | None, U8]]:
-    return in_thread(partial(_read, path, step, count), f"the video {path}", cancel)
+    return in_thread(partial(_read, path, choice, count), f"the video {path}", cancel)
 
 
-def _read(path: Path, step: int, count: int, pulse: Pulse) -> Iterator[tuple[int, Fraction | None, U8]]:
+def _read(path: Path, choice: Choice, count: int, pulse: Pulse) -> Iterator[tuple[int, Fraction | None, U8]]:
     name, number = f"the video {path}", 0
     try:
         with open_picture(path.read_bytes()) as image:
@@ -71,8 +78,11 @@ def _read(path: Path, step: int, count: int, pulse: Pulse) -> Iterator[tuple[int
                 pulse.beat()
                 image.seek(number)
                 image.load()
-                if number % step == 0:
-                    yield number, image.info["timestamp"] * _TICK_S, read_pixels(image, name)
+                stamp = image.info["timestamp"] * _TICK_S
+                if choice.takes(number, stamp):
+                    yield number, stamp, read_pixels(image, name)
+                elif choice.is_over:
+                    return
     except DAMAGE as error:
         if isinstance(error, InputError):
             raise

@@ -23,6 +23,7 @@ from ..types import U8
 from .accepted import ACCEPTED, MAX_FRAME_PIXELS, check_frame_size, open_container
 from .interruptible import Pulse, call_in_thread, in_thread
 from .orientation import UPRIGHT, Orientation, orientation_of_matrix
+from .parts import Choice
 from .time_stamps import Stamps
 
 PLAUSIBLE_FPS = 240
@@ -146,6 +147,12 @@ def read_stamps(path: Path, cancel: threading.Event | None = None) -> Stamps:
     return stamps
 
 
+def read_start(path: Path, cancel: threading.Event | None = None) -> Fraction | None:
+    """Find the time stamp of the first frame; see `find_start`."""
+    start: Fraction | None = _call(find_start, path, cancel)
+    return start
+
+
 def find_start(path: Path, beat: Callable[[], None]) -> Fraction | None:
     """Time stamp of the first frame that can be decoded, in seconds; None if it has none.
 
@@ -162,12 +169,12 @@ def find_start(path: Path, beat: Callable[[], None]) -> Fraction | None:
 
 
 def read_frames(
-    path: Path, step: int, cancel: threading.Event | None = None
+    path: Path, choice: Choice, cancel: threading.Event | None = None
 ) -> Iterator[tuple[int, Fraction | None, U8]]:
-    """Decode every `step`-th frame, with its number and its time stamp in seconds; see `Video.frames`."""
+    """Decode the chosen frames, with their numbers and their time stamps in seconds; see `Video.frames`."""
     tally = _Tally()
-    yield from in_thread(partial(_read, path, step, tally), f"the video {path}", cancel)
-    if tally.damaged or tally.read < tally.announced:
+    yield from in_thread(partial(_read, path, choice, tally), f"the video {path}", cancel)
+    if tally.damaged or (tally.read < tally.announced and not choice.is_over):
         of_all = f" of {tally.announced} announced" if tally.announced else ""
         message = (
             f"the video {path} is truncated or damaged: {tally.shown}{of_all} frames could be read, the others are "
@@ -176,7 +183,7 @@ def read_frames(
         warnings.warn(message, InputWarning, stacklevel=2)
 
 
-def _read(path: Path, step: int, tally: _Tally, pulse: Pulse) -> Iterator[tuple[int, Fraction | None, U8]]:
+def _read(path: Path, choice: Choice, tally: _Tally, pulse: Pulse) -> Iterator[tuple[int, Fraction | None, U8]]:
     with _open(path, pulse.beat) as (container, stream):
         tally.announced = _announced(container, stream)
         reformatter = VideoReformatter()  # kept: it caches the conversion
@@ -186,8 +193,11 @@ def _read(path: Path, step: int, tally: _Tally, pulse: Pulse) -> Iterator[tuple[
                 pixels, _ = _pixels(frame, stream)
             elif (frame.width, frame.height) != pixels.stored:
                 _refuse_new_size(path, number, frame, pixels.stored)
-            if number % step == 0:
-                yield number, _stamp(frame, stream), pixels.convert(reformatter, frame)
+            stamp = _stamp(frame, stream)
+            if choice.takes(number, stamp):
+                yield number, stamp, pixels.convert(reformatter, frame)
+            elif choice.is_over:
+                return
 
 
 def _call(look: Callable[[Path, Callable[[], None]], Any], path: Path, cancel: threading.Event | None) -> Any:

@@ -44,21 +44,25 @@ _REFUSALS = (av.error.InvalidDataError, av.error.ArgumentError, av.error.PatchWe
 class Sound:
     """The sound of one file on its way into an output container that has a stream for it.
 
-    Time 0 is the time stamp of the source's first picture. Sound before it is left out, a later begin stays late.
+    Time 0 is the time stamp of the source's first picture, or `start_s` later. Sound before it is left out, a later
+    begin stays late.
 
     Args:
         source: file that was found to have sound.
         container: output container, before its header is written.
         suffix: of the output, in lower case.
         beat: is called whenever a piece of the source is read; what it raises ends the work.
+        start_s: time of the output's first picture, in seconds from the source's first one.
     """
 
-    def __init__(self, source: Path, container: Any, suffix: str, beat: Callable[[], None]) -> None:
+    def __init__(
+        self, source: Path, container: Any, suffix: str, beat: Callable[[], None], start_s: Fraction = Fraction(0)
+    ) -> None:
         self.problem: str | None = None
         self._container = container
         self._opened = ExitStack()
         self._source, self._input = self._opened.enter_context(_open_sound(source, beat))
-        self._start_s = _find_zero(source, self._input, beat)
+        self._start_s = _find_zero(source, self._input, beat) + start_s
         self._end_s: Fraction | None = None
         self._damaged = 0
         self._waiting: tuple[Fraction, Any] | None = None

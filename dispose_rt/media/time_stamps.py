@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import warnings
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import TypeVar
 
@@ -34,12 +35,14 @@ class Stamps:
         tick_s: length of one unit, seconds.
         missing: how many pictures have none.
         by_number: whether the n-th stamp belongs to the n-th picture shown, whatever the decoder says.
+        first: number of the picture that the first time stamp belongs to.
     """
 
     ticks: Sequence[int]
     tick_s: Fraction
     missing: int
     by_number: bool = False
+    first: int = 0
 
     @property
     def is_absent(self) -> bool:
@@ -54,13 +57,27 @@ class Stamps:
         limit = MAX_BROKEN_SHARE * (len(self.ticks) + self.missing)
         return not self.is_absent and (bad > limit or max(gaps, default=0) * self.tick_s > MAX_GAP_S)
 
+    @property
+    def is_trusted(self) -> bool:
+        """Whether they tell when pictures are shown."""
+        return not (self.is_absent or self.is_broken)
+
     def at(self, number: int) -> Fraction | None:
         """Time stamp of a picture in seconds, by its number."""
-        return self.ticks[number] * self.tick_s if number < len(self.ticks) else None
+        place = number - self.first
+        return self.ticks[place] * self.tick_s if 0 <= place < len(self.ticks) else None
+
+    def between(self, start_s: Fraction, stop_s: Fraction | None) -> Stamps:
+        """The time stamps from one time on and before another one, in seconds; all where they are not to be trusted."""
+        if not self.is_trusted:
+            return self
+        begin = bisect_left(self.ticks, start_s / self.tick_s)
+        end = None if stop_s is None else bisect_left(self.ticks, stop_s / self.tick_s)
+        return replace(self, ticks=self.ticks[begin:end], missing=0, first=self.first + begin)
 
     def is_even(self, fps: float) -> bool:
         """Whether every picture is shown where an even row of `fps` pictures per second would have it."""
-        if self.is_absent or self.is_broken:
+        if not self.is_trusted:
             return True
         period = 1 / Fraction(fps).limit_denominator(1001)
         tolerance = max(min(EVEN_S, period / 4), Fraction(3, 2) * self.tick_s)  # containers round to their unit
@@ -87,10 +104,13 @@ def time_frames(
     Warns:
         InputWarning: time stamps are broken.
     """
-    if stamps is None or stamps.is_absent or stamps.is_broken:
+    if stamps is None or not stamps.is_trusted:
         if stamps is not None and stamps.is_broken:
             _warn(f"{name} has missing or broken time stamps; {fps:g} pictures per second are assumed")
-        yield from ((frame, even_time(number, fps)) for number, _, frame in frames)
+        begin = None
+        for number, _, frame in frames:
+            begin = number if begin is None else begin
+            yield frame, even_time(number - begin, fps)
         return
     first, last = None, Fraction(0)
     warned = False

@@ -6,7 +6,7 @@ import math
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sized
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import cached_property
 from itertools import chain, islice
@@ -17,13 +17,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
-from ..settings import MAX_FPS, MIN_FPS
+from ..settings import MAX_FPS, MIN_FPS, SETTINGS
 from ..types import U8
-from .animated_webp import is_animated_webp, probe_webp, read_webp_frames, read_webp_stamps
-from .containers import probe_file, read_frames, read_stamps
+from .animated_webp import is_animated_webp, probe_webp, read_webp_frames, read_webp_stamps, read_webp_start
+from .containers import probe_file, read_frames, read_stamps, read_start
 from .folders import digest_file, digest_pictures, list_pictures
 from .images import ImageSource, PilImage, read_image
 from .inputs import find_file
+from .parts import Choice, Clock, Part
 from .time_stamps import Stamps, time_frames
 
 DEFAULT_FPS = 24.0
@@ -47,17 +48,71 @@ class Video:
         width, height: size of every frame in pixels, upright.
         frame_count: how many frames to expect, as far as the source tells; None if it does not.
         path: the video file; None for folders and iterables.
+        first_frame: number of the first frame in the source; above 0 for a part of it.
+        start_s: time of that frame, in seconds from the first frame of the source.
     """
 
     name: str
     fps: float
     width: int
     height: int
-    _read: Callable[[int], NumberedFrames] = field(repr=False)
+    _read: Callable[[Choice], NumberedFrames] = field(repr=False)
     frame_count: int | None = None
     path: Path | None = None
     _read_stamps: Callable[[], Stamps] | None = field(default=None, repr=False)
     _digest: Callable[[], str] | None = field(default=None, repr=False)
+    _read_zero: Callable[[], Fraction | None] | None = field(default=None, repr=False)
+    _part: Part | None = field(default=None, repr=False)
+    first_frame: int = 0
+    start_s: Fraction = Fraction(0)
+
+    def part(self, start_s: float = 0.0, duration_s: float | None = None) -> Video:
+        """Choose a part of the video by time; the file's time stamps count, where it has any.
+
+        Reading it decodes what lies before it as well. Frames are numbered, and their times count, from its first one.
+
+        Args:
+            start_s: seconds from the first frame of the video, >= 0; the part begins with the first frame that is shown
+                then or later.
+            duration_s: frames that are shown so many seconds after `start_s`, or later, do not belong to it, > 0; None
+                takes all frames to the end.
+
+        Returns:
+            The part; the video itself where that is all of it.
+
+        Raises:
+            InputError: a number is out of range; the video ends before `start_s`, or shows no frame in that time. Of a
+                generator, that is known when it was read.
+            Cancelled: the event that `open_video` was given is set.
+        """
+        start_s = SETTINGS["start_s"].read("start_s", start_s)
+        duration_s = SETTINGS["duration_s"].read("duration_s", duration_s)
+        if not start_s and duration_s is None:
+            return self
+        clock, ends = (self._clock(), []) if self._part is None else (self._part.clock, [self._part.stop_s])
+        begin = self.start_s + _as_fraction(start_s)
+        ends += [None if duration_s is None else begin + _as_fraction(duration_s)]
+        part = Part(clock, begin, min((one for one in ends if one is not None), default=None))
+        first, count = part.find()
+        return replace(self, frame_count=count, first_frame=first, start_s=clock.time_of(first), _part=part)
+
+    @property
+    def part_id(self) -> tuple[str, str]:
+        """Where in the source the frames come from: start and end in seconds, "" where that is the source's own."""
+        part = self._part
+        return ("", "") if part is None else (str(part.start_s), "" if part.stop_s is None else str(part.stop_s))
+
+    def _clock(self) -> Clock:
+        """Times of all frames of the source."""
+        stamps = self._stamps
+        zero = self._read_zero() if stamps is not None and stamps.is_trusted and self._read_zero is not None else None
+        return Clock(self.name, self.fps, self.frame_count, stamps, zero or Fraction(0))
+
+    def _choose(self, step: int) -> NumberedFrames:
+        """Read the frames in use; a source that cannot be read again is refused at once."""
+        choice = Choice(_check_step(step), self._part)
+        frames = self._read(choice)
+        return frames if self._part is None else choice.check(frames)
 
     def frames(self, step: int = 1) -> Iterator[U8]:
         """Decode frames 0, step, 2 * step, ... one at a time.
@@ -78,7 +133,7 @@ class Video:
         Warns:
             InputWarning: the file ends early or is damaged; what can be decoded is used.
         """
-        return (frame for _, _, frame in self._read(_check_step(step)))
+        return (frame for _, _, frame in self._choose(step))
 
     def timed_frames(self, step: int = 1) -> Iterator[tuple[U8, Fraction]]:
         """Decode the frames of `frames` together with the times at which they are shown.
@@ -97,7 +152,7 @@ class Video:
         Warns:
             InputWarning: see `frames`; or time stamps are broken.
         """
-        return time_frames(self._read(_check_step(step)), self._stamps, self.fps, self.name)
+        return time_frames(self._choose(step), self._stamps, self.fps, self.name)
 
     @property
     def is_variable(self) -> bool:
@@ -121,7 +176,15 @@ class Video:
 
     @cached_property
     def _stamps(self) -> Stamps | None:
+        """The time stamps of the frames."""
+        if self._part is not None:
+            return self._part.stamps
         return self._read_stamps() if self._read_stamps else None
+
+
+def _as_fraction(seconds: float) -> Fraction:
+    """What was meant by a decimal number: 0.1 s is a tenth, not the nearest float above it."""
+    return Fraction(seconds).limit_denominator(1_000_000)
 
 
 def _check_step(step: int) -> int:
@@ -196,20 +259,21 @@ def _open_file(source: str | os.PathLike[str], fps: float | None, cancel: thread
     path = find_file(source, "video", allow_folder=True)
     if path.is_dir():
         return _open_folder(path, fps or DEFAULT_FPS)
-    probe, read, stamps = probe_file, read_frames, read_stamps
+    probe, read, stamps, start = probe_file, read_frames, read_stamps, read_start
     if is_animated_webp(path):
-        probe, read, stamps = probe_webp, read_webp_frames, read_webp_stamps
+        probe, read, stamps, start = probe_webp, read_webp_frames, read_webp_stamps, read_webp_start
     first = probe(path, fps is None, cancel)
     return Video(
         str(path),
         fps or first.fps or DEFAULT_FPS,
         first.width,
         first.height,
-        lambda step: read(path, step, cancel),
+        lambda choice: read(path, choice, cancel),
         first.frame_count,
         path,
         (lambda: stamps(path, cancel)) if fps is None else None,
         lambda: digest_file(path),
+        lambda: start(path, cancel),
     )
 
 
@@ -221,7 +285,7 @@ def _open_folder(folder: Path, fps: float) -> Video:
         fps,
         width,
         height,
-        lambda step: _convert(iter(pictures), step, (height, width)),
+        lambda choice: _convert(iter(pictures), choice, (height, width)),
         len(pictures),
         _digest=lambda: digest_pictures(pictures),
     )
@@ -247,20 +311,22 @@ def _open_iterable(source: Iterable[Any], fps: float) -> Video:
     height, width = _read_numbered(head[0], 0).shape[:2]
     unread: list[Iterator[Any]] = [chain(head, iterator)]
 
-    def read(step: int) -> NumberedFrames:
+    def read(choice: Choice) -> NumberedFrames:
         if not single_use:
-            return _convert(iter(source), step, (height, width))
+            return _convert(iter(source), choice, (height, width))
         if not unread:
             raise InputError(f"{name} was used up by an earlier run; pass a list, or a new generator")
-        return _convert(unread.pop(), step, (height, width))
+        return _convert(unread.pop(), choice, (height, width))
 
     count = len(source) if isinstance(source, Sized) else None
     return Video(name, fps, width, height, read, count)
 
 
-def _convert(items: Iterator[Any], step: int, size: tuple[int, int]) -> NumberedFrames:
+def _convert(items: Iterator[Any], choice: Choice, size: tuple[int, int]) -> NumberedFrames:
     for number, item in enumerate(items):
-        if number % step:
+        if not choice.takes(number, None):
+            if choice.is_over:
+                return
             continue
         frame = _read_numbered(item, number)
         if frame.shape[:2] != size:

@@ -61,6 +61,8 @@ class VideoWriter:
         metadata: texts by name, stored as they are: "comment", which every format has; "title", "genre" and
             "copyright", which all but gif have; "xmp", an XMP packet, which all but mkv and webm have; mkv and webm
             take any other name. What a format has no place for is left out.
+        audio_start_s: seconds of `audio` that are left out: time of the output's first picture, counted from the first
+            picture of that file, >= 0.
 
     Raises:
         OutputError: the path cannot be written.
@@ -82,6 +84,7 @@ class VideoWriter:
         *,
         cancel: threading.Event | None = None,
         metadata: Mapping[str, str] | None = None,
+        audio_start_s: Fraction | float = 0,
     ) -> None:
         if not MIN_FPS <= fps <= MAX_FPS:
             raise InputError(f"fps of the output is {fps}; it must lie in {MIN_FPS:g}..{MAX_FPS:g}")
@@ -92,6 +95,9 @@ class VideoWriter:
         self._audio = None if audio is None else find_file(audio, "video")
         if self._audio is not None and is_same_file(self.path, self._audio):
             raise InputError(f"the output {self.path} is the source of the sound itself; give it another name")
+        if not 0 <= audio_start_s < math.inf:
+            raise InputError(f"audio_start_s is {audio_start_s}; it must be 0 or more")
+        self._audio_start_s = Fraction(audio_start_s)
         self._cancel = cancel
         self._metadata = check_metadata(metadata or {})
         self._shape = (height, width, 3)
@@ -231,7 +237,8 @@ class VideoWriter:
             stream = add_stream(container, self._suffix, self._rate, self._shape, is_uneven)
             sound = None
             if self._audio is not None:
-                sound = stack.enter_context(closing(Sound(self._audio, container, self._suffix, self._beat)))
+                sound = Sound(self._audio, container, self._suffix, self._beat, self._audio_start_s)
+                stack.enter_context(closing(sound))
             for packet, time_s in encode(stream, chain(head, frames), self._rate):
                 if self._abandoned.is_set():
                     return
@@ -267,6 +274,7 @@ def open_writer(
     *,
     cancel: threading.Event | None = None,
     metadata: Mapping[str, str] | None = None,
+    audio_start_s: Fraction | float = 0,
 ) -> Iterator[FrameSink]:
     """Open a `VideoWriter` where there is a path, and throw frames away where there is none.
 
@@ -278,6 +286,7 @@ def open_writer(
         audio: see `VideoWriter`.
         cancel: see `VideoWriter`.
         metadata: see `VideoWriter`.
+        audio_start_s: see `VideoWriter`.
 
     Yields:
         A function that takes the next frame, and its time where times are uneven.
@@ -288,7 +297,9 @@ def open_writer(
     if path is None:
         yield lambda frame, time_s=None: None
         return
-    with VideoWriter(path, fps, width, height, audio, cancel=cancel, metadata=metadata) as writer:
+    with VideoWriter(
+        path, fps, width, height, audio, cancel=cancel, metadata=metadata, audio_start_s=audio_start_s
+    ) as writer:
         yield writer.write
 
 
@@ -300,6 +311,7 @@ def write_video(
     times_s: Iterable[Fraction | float] | None = None,
     *,
     metadata: Mapping[str, str] | None = None,
+    audio_start_s: Fraction | float = 0,
 ) -> Path:
     """Write frames to a file; see `VideoWriter`.
 
@@ -310,6 +322,7 @@ def write_video(
         audio: file whose sound goes into the output.
         times_s: when each frame is shown, seconds, ascending; None shows them evenly.
         metadata: see `VideoWriter`.
+        audio_start_s: see `VideoWriter`.
 
     Returns:
         The path.
@@ -326,7 +339,9 @@ def write_video(
     shape = np.shape(head[0])
     if len(shape) != 3:
         raise InputError(f"frame 0 for {target} has shape {shape}, expected [height, width, 3]")
-    with VideoWriter(target, fps, shape[1], shape[0], audio, metadata=metadata) as writer:
+    with VideoWriter(
+        target, fps, shape[1], shape[0], audio, metadata=metadata, audio_start_s=audio_start_s
+    ) as writer:
         if times_s is None:
             for frame in chain(head, iterator):
                 writer.write(frame)

@@ -20,23 +20,29 @@ _PLAYABLE = {
 _PLAYABLE_FORMATS = ("yuv420p", "yuvj420p")
 
 
-def make_browser_copy(source: Path, target: Path, cancel: threading.Event) -> Path:
+def make_browser_copy(
+    source: Path, target: Path, cancel: threading.Event, start_s: float = 0.0, duration_s: float | None = None
+) -> Path:
     """Return the video itself if browsers play it, else write a copy that they play, without sound.
 
-    The copy shows every frame at its time, as the animation does. The mark of a generated video stays.
+    The copy shows every frame at its time, as the animation does, and begins and ends with it. The mark of a generated
+    video stays.
 
     Args:
         source: a video file that `media.open_video` reads.
         target: where a copy goes.
         cancel: ends the copying.
+        start_s: see `media.Video.part`; a part is always copied.
+        duration_s: see there.
 
     Raises:
         InputError: the copy cannot be written.
         Cancelled: `cancel` was set.
     """
-    if is_playable(source):
+    is_whole = not start_s and duration_s is None
+    if is_whole and is_playable(source):
         return source
-    video = media.open_video(source, cancel=cancel)
+    video = media.open_video(source, cancel=cancel).part(start_s, duration_s)
     metadata = keep_record(media.read_metadata(source, cancel))
     with media.VideoWriter(target, video.fps, video.width, video.height, metadata=metadata) as writer:
         for frame, time_s in video.timed_frames():

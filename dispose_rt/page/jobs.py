@@ -230,7 +230,8 @@ def _driving_path(job: Job) -> Path:
 def _find_driving(job: Job) -> Path:
     """Find or make the video that is shown beside the result, which is worth showing without it as well."""
     try:
-        return make_browser_copy(job.video, _driving_path(job), job.cancel)
+        part = {name: job.arguments[name] for name in ("start_s", "duration_s") if name in job.arguments}
+        return make_browser_copy(job.video, _driving_path(job), job.cancel, **part)
     except Cancelled:
         raise
     except DisposeError as error:

@@ -30,7 +30,7 @@ class Task:
     Attributes:
         settings: settings of the run.
         image: uint8 [height, width, 3], RGB, the photo.
-        video: the driving video, not yet decoded.
+        video: the driving video, or the part of it that is used, not yet decoded.
         pace: which of its frames are used, and how fast they are shown.
         manifest: manifest of the engine directory that suits the photo.
         noise: source of all random draws.
@@ -96,7 +96,7 @@ def make_task(
         media.protect_inputs(output, reference=ref, video=video)
     check_overlap(chosen.overlap_in(manifest.sizes.tile), manifest.sizes.tile)
     check_chunk(chosen.decode_chunk, manifest.sizes.chunk)
-    film = media.open_video(video, cancel=cancel)
+    film = media.open_video(video, cancel=cancel).part(chosen.start_s, chosen.duration_s)
     _LOG.info("engines of %s for a photo of %d x %d pixels", manifest.folder, image.shape[1], image.shape[0])
     _LOG.debug("%s: %d x %d pixels, %g fps; %s", film.name, film.width, film.height, film.fps, chosen)
     draws = noise or seeded_noise(chosen.seed)

@@ -16,6 +16,7 @@ import pytest
 
 from dispose_rt.errors import Cancelled, InputError
 from dispose_rt.media import VideoWriter, accepted, containers, interruptible, open_video, write_video
+from dispose_rt.media.parts import Choice
 from dispose_rt.media.sound import has_sound
 from tests.every import each, every_item
 
@@ -146,7 +147,7 @@ def test_reading_ends_within_two_seconds(
     cases: dict[str, Callable[[threading.Event], Any]] = {
         "open": lambda cancel: open_video(clip, cancel=cancel),
         "stamps": lambda cancel: containers.read_stamps(clip, cancel),
-        "frames": lambda cancel: next(iter(containers.read_frames(clip, 1, cancel))),
+        "frames": lambda cancel: next(iter(containers.read_frames(clip, Choice(1), cancel))),
         "sound": lambda cancel: has_sound(clip, cancel),
         "hang": lambda cancel: containers._call(hang, clip, cancel),
     }

@@ -110,13 +110,13 @@ def read_sound(path: Path) -> tuple[str, float, float, float]:
     )
 
 
-def animate(source: Path, output: Path, step: int = 1) -> Path:
+def animate(source: Path, output: Path, start_s: float = 0) -> Path:
     """What a run does with the source's pictures and sound."""
-    video = open_video(source)
+    video = open_video(source).part(start_s)
     if not video.is_variable:
-        return write_video(output, video.frames(step), video.fps / step, audio=source)
-    frames, times = zip(*video.timed_frames(step), strict=True)
-    return write_video(output, frames, video.fps / step, audio=source, times_s=times)
+        return write_video(output, video.frames(), video.fps, audio=source, audio_start_s=video.start_s)
+    frames, times = zip(*video.timed_frames(), strict=True)
+    return write_video(output, frames, video.fps, audio=source, times_s=times, audio_start_s=video.start_s)
 
 
 SOURCES: dict[str, dict[str, Any]] = {
@@ -153,6 +153,21 @@ def test_the_tone_begins_when_it_should(tmp_path: Path, name: str, suffix: str) 
     assert abs(end_s - min(heard[3], 2)) < 2 * AUDIO_FRAME_S
     assert codec == (heard[0] if heard[0] in sound.KEPT_CODECS[suffix] else "opus" if suffix == ".webm" else "aac")
     assert suffix != ".mp4" or codec in ("aac", "mp3")  # what every browser plays in it
+
+
+@each(name__suffix=[("phone.mp4", ".mp4"), ("offset.webm", ".mp4"), ("late.mkv", ".mkv"), ("broadcast.ts", ".mov")])
+def test_the_sound_of_a_part_begins_with_its_pictures(tmp_path: Path, name: str, suffix: str) -> None:
+    source = make_source(tmp_path / name, **SOURCES[name])
+    heard = read_sound(source)
+    start_s = float(open_video(source).part(0.31).start_s)
+    assert 0.3 < start_s < 0.4
+    codec, tone_s, begin_s, _ = read_sound(animate(source, tmp_path / f"out{suffix}", 0.31))
+    assert abs(tone_s - (heard[1] - start_s)) < 0.003
+    assert -0.001 <= begin_s < max(heard[2] - start_s, 0) + 2 * AUDIO_FRAME_S
+    assert codec == (heard[0] if heard[0] in sound.KEPT_CODECS[suffix] else "aac")
+    for bad in (-1, float("nan"), float("inf")):
+        with pytest.raises(InputError, match="audio_start_s is"):
+            write_video(tmp_path / "bad.mp4", numbered_frames(2), FPS, audio=source, audio_start_s=bad)
 
 
 def test_copied_sound_has_the_bytes_of_the_source(tmp_path: Path) -> None:

@@ -96,7 +96,9 @@ class PoseCache:
             device: where they run.
         """
         digest = video.content_digest()
-        return None if digest is None else CachedVideo(self, key_of(digest, step, manifest, device), video, digest)
+        if digest is None:
+            return None
+        return CachedVideo(self, key_of(digest, step, manifest, device, video.part_id), video, digest)
 
     def load(self, key: str) -> FilmedPoses | None:
         """Return what is remembered under a key; None, with a warning, where the file is not what was stored."""
@@ -166,14 +168,14 @@ class CachedVideo:
             self.cache.store(self.key, filmed)
 
 
-def key_of(digest: str, step: int, manifest: Manifest, device: str) -> str:
-    """SHA-256, in hexadecimal digits, of everything that determines the poses of a video."""
+def key_of(digest: str, step: int, manifest: Manifest, device: str, part: tuple[str, str] = ("", "")) -> str:
+    """SHA-256, in hexadecimal digits, of everything that determines the poses of a video, or of a part of it."""
     networks = {
         name: [manifest.networks[name].backend, *(file.sha256 for file in manifest.networks[name].files)]
         for name in _NETWORKS
     }
     kind = device.partition(":")[0]
-    ingredients = [REVISION, digest, step, networks, kind, _own_code(), _versions()]
+    ingredients = [REVISION, digest, step, part, networks, kind, _own_code(), _versions()]
     return hashlib.sha256(json.dumps(ingredients, sort_keys=True).encode()).hexdigest()
 
 

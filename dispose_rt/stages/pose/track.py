@@ -63,7 +63,7 @@ class PersonFinder:
         filmed = self._find_filmed(video, step, cached)
         poses, missing = pose.fill_missing(pose.follow_person(filmed.poses))
         if missing:
-            _warn_missing(missing, step)
+            _warn_missing([video.first_frame + number * step for number in missing])
         boxes_px = tuple(one.boxes_px for one in filmed.poses)
         size_px = (video.height, video.width)
         return Detected(followed, poses, size_px, tuple(missing), boxes_px, filmed.time_stamps)
@@ -116,8 +116,8 @@ def _timed(video: Video, step: int) -> Iterator[tuple[U8, Fraction | None]]:
             yield frame, None
 
 
-def _warn_missing(missing: Sequence[int], step: int) -> None:
-    frames = ", ".join(str(number * step) for number in missing[:20])
+def _warn_missing(missing: Sequence[int]) -> None:
+    frames = ", ".join(str(number) for number in missing[:20])
     more = f" and {len(missing) - 20} more" if len(missing) > 20 else ""
     message = f"nobody was found in the video's frames {frames}{more}; the pose of the nearest frame stands in there"
     warnings.warn(message, InputWarning, stacklevel=2)
