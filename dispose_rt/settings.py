@@ -10,11 +10,13 @@ import inspect
 import math
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from dataclasses import field as dataclass_field
+from itertools import islice
 from numbers import Integral, Real
 from types import MappingProxyType
-from typing import Any, TypedDict, TypeVar
+from typing import Any, TypeAlias, TypedDict, TypeVar
 
 from .errors import InputError
 
@@ -24,6 +26,12 @@ PUBLISHED_OVERLAP = 6
 MIN_FPS, MAX_FPS = 0.01, 1000.0
 """Range of frame rates, of videos and of results: a picture in 100 seconds, and a thousand in one."""
 
+LARGEST = "largest"
+"""The most prominent person: the one with the largest box and the surest joints."""
+
+PersonChoice: TypeAlias = str | int | tuple[float, float]
+"""Which person: "largest", a number from left to right, or a point in fractions of the picture."""
+
 _DOC_WIDTH = 116
 
 
@@ -32,7 +40,7 @@ class Setting:
     """One row of the table.
 
     Attributes:
-        kind: "integer", "number", "many" (any of the choices) or "one" (of the choices).
+        kind: "integer", "number", "many" (any of the choices), "one" (of the choices) or "person" (a `PersonChoice`).
         default: value where none is given.
         sentence: what it does, without the range and the full stop; it begins with a capital letter.
         label: name in the form of the page.
@@ -92,6 +100,8 @@ class Setting:
             return None
         if self.kind == "many":
             return self._read_many(name, value)
+        if self.kind == "person":
+            return _read_person(name, value)
         if self.kind == "one":
             if not isinstance(value, str) or value not in self.values:
                 raise InputError(f"{name} is {value!r}; choose from {list(self.values)}")
@@ -124,6 +134,43 @@ class Setting:
             or_none = ", or be None" if self.is_optional else ""
             raise InputError(f"{name} is {value}; it must lie in {self.low}..{self.high}{or_none}")
         return number
+
+
+def _read_person(name: str, value: Any) -> PersonChoice:
+    """Check a `PersonChoice`."""
+    if isinstance(value, str) and value == LARGEST:
+        return LARGEST
+    if isinstance(value, Integral) and not isinstance(value, bool) and value >= 0:
+        return int(value)
+    if isinstance(value, Iterable) and not isinstance(value, (str, bytes, Mapping)):
+        point = tuple(islice(value, 3))
+        if len(point) == 2 and all(_is_share(one) for one in point):
+            return float(point[0]), float(point[1])
+    raise InputError(
+        f"{name} is {value!r}; pass {LARGEST!r}, the person's number from left to right (0, 1, ...), or a point (x, y) "
+        "in fractions of the picture, 0..1 from its top left corner"
+    )
+
+
+def _is_share(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and 0 <= float(value) <= 1
+
+
+def parse_person(name: str, text: str) -> PersonChoice:
+    """Read a `PersonChoice` from text: "largest", "1" or "0.3,0.5".
+
+    Args:
+        name: name of the setting, for messages.
+        text: what was typed.
+
+    Raises:
+        InputError: it is none of these.
+    """
+    value: Any = text.strip()
+    with suppress(ValueError):
+        parts = value.split(",")
+        value = int(value) if len(parts) == 1 else tuple(float(part) for part in parts)
+    return _read_person(name, value)
 
 
 def _row(kind: str, default: Any, sentence: str, label: str, **named: Any) -> Any:
@@ -173,6 +220,31 @@ class Settings:
         high=10_000,
         is_common=True,
         detail="Used frames are `stride * max(1, int(source fps / 24))` source frames apart.",
+    )
+    person: str | int | tuple[float, float] = _row(
+        "person",
+        LARGEST,
+        'Person of the driving video who is followed: the most prominent one ("largest"), the n-th from the left (0 is '
+        "the leftmost), or the one nearest to a point (x, y) in fractions of the frame",
+        "Person in the video",
+        detail="A number counts in the first frame that shows so many people, a point is looked at in the first frame "
+        "that shows anyone. While a person chosen so is out of sight, no one else takes over.",
+    )
+    reference_person: str | int | tuple[float, float] = _row(
+        "person",
+        LARGEST,
+        'Person of the photo who is animated: the most prominent one ("largest"), the n-th from the left (0 is the '
+        "leftmost), or the one nearest to a point (x, y) in fractions of the photo",
+        "Person in the picture",
+        detail="The whole photo counts, with what the crop to the engines' size cuts off.",
+    )
+    crop: str = _row(
+        "one",
+        "centre",
+        "What the crop of a photo of another shape than the engines' keeps",
+        "Crop of the picture",
+        choices=(("centre", "The centre"), ("person", "The person")),
+        detail='"centre", as the reference does; or "person": the place nearest to the centre that shows the person.',
     )
     start_s: float = _row(
         "number",
@@ -303,6 +375,9 @@ class SettingsOptions(TypedDict, total=False):
     guidance_scale: float
     overlap: int | None
     stride: int
+    person: str | int | Sequence[float]
+    reference_person: str | int | Sequence[float]
+    crop: str
     start_s: float
     duration_s: float | None
     seed: int

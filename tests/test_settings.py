@@ -20,6 +20,22 @@ from dispose_rt.page.fields import list_fields
 from dispose_rt.settings import SETTINGS, Settings, SettingsOptions
 from tests.every import each
 
+NO_PERSONS = (
+    -1,
+    1.0,
+    "1",
+    "left",
+    True,
+    None,
+    (0.5,),
+    (0.1, 0.2, 0.3),
+    (0.5, 1.5),
+    (math.nan, 0),
+    ("0", "1"),
+    {},
+    b"ab",
+)
+
 
 def test_defaults_are_the_published_sample_settings():
     settings = Settings()
@@ -55,6 +71,9 @@ def test_controls_are_a_set_in_one_order(controls):
         ({"controls": (["motion"],)}, "unknown controls [['motion']]"),
         ({"controls": ("pose",)}, "unknown controls ['pose']"),
         ({"controls": "motion"}, "controls is the string 'motion'"),
+        *(({"person": bad}, f"person is {bad!r}; pass 'largest', the person's number") for bad in NO_PERSONS),
+        ({"crop": "person "}, "crop is 'person '; choose from ['centre', 'person']"),
+        ({"duration_s": 0}, "duration_s is 0; it must lie in 0.001.."),
     ],
 )
 def test_bad_settings_are_refused_by_name(changes, words):
@@ -70,6 +89,9 @@ def test_all_problems_are_listed_at_once():
 
 def test_numbers_of_other_types_become_plain_ones() -> None:
     settings = Settings(steps=np.int64(3), guidance_scale=np.float32(2), fps=Fraction(24, 1), seed=np.uint8(7))
+    people = Settings(person=np.int64(2), reference_person=np.array([0, 0.5]))
+    assert (people.person, people.reference_person) == (2, (0.0, 0.5))
+    assert [type(one) for one in (people.person, *people.reference_person)] == [int, float, float]
     numbers = (settings.steps, settings.guidance_scale, settings.fps, settings.seed)
     assert numbers == (3, 2.0, 24.0, 7)
     assert [type(number) for number in numbers] == [int, float, float, int]
@@ -95,7 +117,8 @@ def test_everything_agrees_with_the_table() -> None:
         kind = SettingsOptions.__annotations__[name].__forward_arg__
         span, sentence = row.describe_range(), row.sentence
         found = {
-            "its own type": declared[name].type == kind.replace("Sequence[str]", "tuple[str, ...]"),
+            "its own type": declared[name].type
+            == kind.replace("Sequence[str]", "tuple[str, ...]").replace("Sequence[float]", "tuple[float, float]"),
             "its own default": declared[name].default == row.default == getattr(Settings(), name),
             "None": row.is_optional == ("None" in kind) and (row.is_optional or row.default is not None),
             "run": (parameters["run"][name].default, parameters["run"][name].annotation) == (row.default, kind),

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import DisposeError, InputError
-from ..settings import CONTROLS, SETTINGS, Setting, Settings
+from ..settings import CONTROLS, LARGEST, SETTINGS, PersonChoice, Setting, Settings, parse_person
 from ..system.files import cache_folder
 from .console import Console
 from .exit_codes import ExitCode
@@ -109,6 +109,7 @@ def _add_settings(group: argparse._ArgumentGroup, name: str) -> None:
             "number": {"type": float, "metavar": "X"},
             "many": {"type": _parse_controls, "metavar": "LIST"},
             "one": {"choices": setting.values},
+            "person": {"type": _parse_person, "metavar": f"{LARGEST}|N|X,Y"},
         }
         group.add_argument(
             f"--{field.replace('_', '-')}", default=setting.default, help=_describe(setting), **parse[setting.kind]
@@ -132,6 +133,13 @@ def _parse_controls(text: str) -> tuple[str, ...]:
     if unknown:
         raise argparse.ArgumentTypeError(f"unknown control {unknown[0]!r}; choose from {', '.join(CONTROLS)}, or none")
     return names
+
+
+def _parse_person(text: str) -> PersonChoice:
+    try:
+        return parse_person("the person", text)
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def run(options: argparse.Namespace, console: Console, stop: StopSignals) -> int:

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..contract import Sizes
 from ..errors import InputError
-from ..settings import SETTINGS, Setting
+from ..settings import SETTINGS, Setting, parse_person
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Field:
         name: a field of `Settings`, or another argument of `Animator.run`.
         label: for people.
         hint: what it does, and its range.
-        kind: "integer", "number", "many", "one" or "switch".
+        kind: "integer", "number", "many", "one", "person" or "switch".
         default: what the form begins with.
         choices: (label, value) for "many" and "one".
         is_common: whether it is seen at once.
@@ -80,6 +80,8 @@ def read_form(fields: Iterable[Field], values: Iterable[Any]) -> dict[str, Any]:
             arguments[field.name] = _read_optional(field, value)
         elif value is None:
             arguments[field.name] = field.default  # an emptied box means the default
+        elif field.kind == "person":
+            arguments[field.name] = parse_person(field.label, value) if value.strip() else field.default
         elif field.kind == "integer" and isinstance(value, float) and value.is_integer():
             arguments[field.name] = int(value)  # JSON knows one kind of number
         elif field.kind == "number":

@@ -26,7 +26,7 @@ from .uploads import Uploads
 
 _SWEPT_S = 600
 _HEIGHT_PX = 300
-_BOXES = ("integer", "number")
+_BOXES = ("integer", "number", "person")
 _QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 _LARGEST_SEED = int(min(SETTINGS["seed"].high, 2**31 - 1))  # of those that are drawn: easy to note down
 
@@ -207,6 +207,8 @@ def _make_component(field: Field) -> Any:
         return gr.Checkbox(**named)
     if field.is_optional:  # a number box of Gradio's shows an empty one as 0
         return gr.Textbox(placeholder="automatic", max_lines=1, **named)
+    if field.kind == "person":
+        return gr.Textbox(max_lines=1, **named)
     return gr.Number(step=1 if field.kind == "integer" else 0.1, **named)
 
 

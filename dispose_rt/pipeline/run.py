@@ -31,6 +31,7 @@ from ..stages.pose.cache import PoseCache
 from ..stages.pose.track import PersonFinder, expected_frames
 from ..types import F32, U8, Conditions, Detected, PointTables, Pose, Track
 from .loading import RunEngines
+from .photo import frame_photo
 
 _LOG = logging.getLogger("dispose_rt")
 
@@ -104,21 +105,19 @@ class Run:
             uint8 [n, height, width, 3], RGB, without the reference frame.
         """
         sizes = self._sizes
-        reference = framing.fit_reference(image, sizes.width, sizes.height)
-        self._observer.reference(reference)
-        kept_bytes = reference.nbytes if kept else 0
+        kept_bytes = sizes.width * sizes.height * 3 if kept else 0
         expected = expected_frames(video, step)
         self._loading.decide(self._least_bytes((expected or 1) + 1))
         check_length((expected or 1) + 1, sizes, self._loading.free_memory(), kept_bytes)
         try:
-            yield from self._animate(reference, video, step, expected, kept_bytes)
+            yield from self._animate(image, video, step, expected, kept_bytes)
         finally:
             self._loading.finish()
 
-    def _animate(self, reference: U8, video: Video, step: int, expected: int | None, kept_bytes: int) -> Generator[U8]:
+    def _animate(self, image: U8, video: Video, step: int, expected: int | None, kept_bytes: int) -> Generator[U8]:
         """The stages, with the memory planned."""
         with self._stage("pose", expected):
-            detected = self._detect(reference, video, step)
+            reference, detected = self._detect(image, video, step)
             aligned = self._align(detected)
             self.frame_count = len(detected.frames)
             self._progress.end("pose", self.frame_count)
@@ -211,14 +210,16 @@ class Run:
         detector, estimator = self._engines("person_detector"), self._engines("pose_estimator")
         return PersonFinder(detector, estimator, self._progress, self._observer)
 
-    def _detect(self, reference: U8, video: Video, step: int) -> Detected:
-        """Find the person in the reference and in every driving frame."""
-        finder, cached = self._finder(), None
+    def _detect(self, image: U8, video: Video, step: int) -> tuple[U8, Detected]:
+        """Fit the photo to the engines, and find the person in it and in every driving frame."""
+        sizes, finder, cached = self._sizes, self._finder(), None
+        show = self._observer.reference
+        reference, person = frame_photo(image, sizes.width, sizes.height, self._settings, finder, show)
         if self._pose_cache is not None:
             cached = self._pose_cache.of(video, step, self._manifest, self._engines.loader.device.name)
-        detected = finder.find(reference, video, step, cached)
+        detected = finder.find(person, video, step, cached, self._settings.person)
         self._observer.detected(detected)
-        return detected
+        return reference, detected
 
     def _align(self, detected: Detected) -> list[Pose]:
         """Move and scale the driving poses onto the reference's body; the reference itself comes first, untouched."""

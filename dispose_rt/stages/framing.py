@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
-from ..types import F32, U8
+from ..types import F32, F64, U8
 
 SIZE_MULTIPLE_PX = 64
 """Both sides of an engine are multiples of this: latents are 1/8, and three more halvings happen inside the UNet."""
 
 ASPECT_RATIO = 9 / 16
 """Short side over long side of the sizes that the published model was trained at."""
+
+WHOLE_WINDOWS = 8
+"""A whole image is looked at with at most this many times the pixels of the window that is cut out of it."""
 
 
 def size_for(image_height: int, image_width: int, resolution: int) -> tuple[int, int]:
@@ -48,13 +51,83 @@ def size_for(image_height: int, image_width: int, resolution: int) -> tuple[int,
     return resolution, resolution
 
 
-def fit_reference(image: U8, width: int, height: int) -> U8:
-    """Scale an image until it covers width x height and cut out the centre.
+@dataclass(frozen=True)
+class Window:
+    """The part of an image that the networks see, in pixels of the image scaled until it covers that part.
+
+    Attributes:
+        left, top: first column and row.
+        width, height: size.
+        scaled_width, scaled_height: size of the whole scaled image.
+    """
+
+    left: int
+    top: int
+    width: int
+    height: int
+    scaled_width: int
+    scaled_height: int
+
+    @classmethod
+    def centred(cls, image_height: int, image_width: int, width: int, height: int) -> Window:
+        """The window that the reference code cuts out.
+
+        Args:
+            image_height: rows of the image, at least 1.
+            image_width: columns of the image, at least 1.
+            width: width of the window in pixels, at least 1.
+            height: height of the window in pixels, at least 1.
+        """
+        scaled_width, scaled_height = _cover_size(image_height / image_width, width, height)
+        # Python's round, half to even, is part of the recipe: an odd pixel goes right or left depending on the offset.
+        left, top = round((scaled_width - width) / 2), round((scaled_height - height) / 2)
+        return cls(left, top, width, height, scaled_width, scaled_height)
+
+    @property
+    def cut_share(self) -> float:
+        """Share of the image that lies outside, 0..1."""
+        return 1 - self.width * self.height / (self.scaled_width * self.scaled_height)
+
+    def map_points(self, points: F64) -> F64:
+        """Turn fractions of the whole image into fractions of the window: float64 [n, 2], x and y; inside is 0..1."""
+        scaled = points * (self.scaled_width, self.scaled_height)
+        fractions: F64 = (scaled - (self.left, self.top)) / (self.width, self.height)
+        return fractions
+
+    def around(self, points: F64, margin: float) -> Window:
+        """Move the window as little as possible, so that points lie in it, or their middle in its middle.
+
+        Args:
+            points: float64 [n, 2], x and y in fractions of the whole image, at least one.
+            margin: room to keep around them, as a share of the longer side of their bounding box.
+
+        Returns:
+            A window inside the image. Where points and room do not fit, it is centred on the points' bounding box.
+        """
+        scaled = points * (self.scaled_width, self.scaled_height)
+        low, high = scaled.min(axis=0), scaled.max(axis=0)
+        room = margin * float((high - low).max())
+        left = _place(self.left, self.width, self.scaled_width, float(low[0]), float(high[0]), room)
+        top = _place(self.top, self.height, self.scaled_height, float(low[1]), float(high[1]), room)
+        return replace(self, left=left, top=top)
+
+
+def _place(start: int, length: int, limit: int, low: float, high: float, room: float) -> int:
+    """Begin of a window along one axis: as near to `start` as it can be with low - room .. high + room inside."""
+    first, last = math.ceil(high + room - length), math.floor(low - room)
+    if first > last:
+        first = last = round((low + high - length) / 2)
+    return min(max(min(max(start, first), last), 0), limit - length)
+
+
+def fit_reference(image: U8, width: int, height: int, window: Window | None = None) -> U8:
+    """Scale an image until it covers width x height and cut out the centre, or another window.
 
     Args:
         image: uint8 [H, W, 3], RGB.
         width: target width in pixels, at least 1.
         height: target height in pixels, at least 1.
+        window: what is cut out instead of the centre: one of `Window.centred` for these sizes, moved.
 
     Returns:
         uint8 [height, width, 3]. Bilinear with half-pixel centres and without antialiasing, in float32, rounded half to
@@ -67,11 +140,29 @@ def fit_reference(image: U8, width: int, height: int) -> U8:
         raise InputError(f"expected an RGB image, uint8 [H, W, 3], got {image.dtype} {list(image.shape)}")
     if width < 1 or height < 1:
         raise InputError(f"cannot fit an image to {width} x {height} pixels; both sides must be at least 1")
-    cover_width, cover_height = _cover_size(image.shape[0] / image.shape[1], width, height)
-    # Python's round, half to even, is part of the recipe: an odd pixel goes right or left depending on the offset.
-    left, top = round((cover_width - width) / 2), round((cover_height - height) / 2)
-    columns = _Taps.between(image.shape[1], cover_width, left, width)
-    rows = _Taps.between(image.shape[0], cover_height, top, height)
+    seen = window or Window.centred(*image.shape[:2], width, height)
+    columns = _Taps.between(image.shape[1], seen.scaled_width, seen.left, width)
+    rows = _Taps.between(image.shape[0], seen.scaled_height, seen.top, height)
+    return _interpolate(image, columns, rows)
+
+
+def scale_whole(image: U8, width: int, height: int) -> U8:
+    """Scale a whole image to the size at which its window of width x height is cut out, or less if that is large.
+
+    Args:
+        image: uint8 [H, W, 3], RGB.
+        width: width of the window in pixels, at least 1.
+        height: height of the window in pixels, at least 1.
+
+    Returns:
+        uint8 [h, w, 3] of the image's aspect ratio, at most `WHOLE_WINDOWS` times as large as the window.
+    """
+    window = Window.centred(*image.shape[:2], width, height)
+    sides = np.array([window.scaled_width, window.scaled_height])
+    shrink = min(1.0, math.sqrt(WHOLE_WINDOWS * width * height / float(sides.prod())))
+    target_width, target_height = (max(1, int(side * shrink)) for side in sides)
+    columns = _Taps.between(image.shape[1], target_width, 0, target_width)
+    rows = _Taps.between(image.shape[0], target_height, 0, target_height)
     return _interpolate(image, columns, rows)
 
 

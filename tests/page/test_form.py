@@ -129,15 +129,20 @@ class TestForm:
     def test_what_browsers_send_gets_its_type(self) -> None:
         form = list_fields(SIZES)
         sent = {"steps": 4.0, "guidance_scale": 3, "controls": ["points"], "fps": " 12.5", "decode_chunk": "2"}
+        sent |= {"person": " 1 ", "reference_person": "0.25, 1", "start_s": 2, "duration_s": "1.5"}
         arguments = read_form(form, [sent.get(field.name) for field in form])
         del arguments["audio"]
         settings = Settings(**arguments)
         assert (settings.steps, settings.guidance_scale, settings.controls) == (4, 3.0, ("points",))
+        assert (settings.person, settings.reference_person, settings.crop) == (1, (0.25, 1.0), "centre")
+        assert (settings.start_s, settings.duration_s) == (2.0, 1.5)
         assert (settings.fps, settings.decode_chunk, settings.stride) == (12.5, 2, Settings().stride)
 
     def test_words_for_numbers_are_refused(self) -> None:
         form = list_fields(SIZES)
         with pytest.raises(InputError, match=re.escape("Frames per second is 'fast'; enter a number")):
             read_form(form, ["fast" if field.name == "fps" else None for field in form])
+        with pytest.raises(InputError, match=re.escape("Person in the video is 'left'; pass 'largest', the person's")):
+            read_form(form, ["left" if field.name == "person" else None for field in form])
         with pytest.raises(InputError, match="a whole number"):
             read_form(form, ["1.5" if field.name == "decode_chunk" else None for field in form])

@@ -5,7 +5,7 @@ from .detect import PersonDetector
 from .draw import draw_pose
 from .estimate import PoseEstimator
 from .find import find_poses
-from .follow import fill_missing, follow_person
+from .follow import fill_missing, find_again, follow_person
 from .gaps import bridge_gaps
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "check_drawn",
     "draw_pose",
     "fill_missing",
+    "find_again",
     "find_poses",
     "fit_alignment",
     "fit_robust",

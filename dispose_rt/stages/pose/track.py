@@ -1,4 +1,4 @@
-"""The person of the photo and of the driving video: detected frame by frame, or remembered from an earlier run."""
+"""The person of the driving video: detected frame by frame, or remembered from an earlier run."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from collections.abc import Iterator, Sequence
 from fractions import Fraction
 
 from ...engines.backends import Engine
-from ...errors import InputError, InputWarning, NoPersonError
+from ...errors import InputError, InputWarning
 from ...hooks.observer import Observer, is_wanted
 from ...hooks.progress import Progress
 from ...media import Video
+from ...settings import LARGEST, PersonChoice
 from ...types import U8, Detected, Pose
 from .. import pose
 from .cache import CachedVideo, FilmedPoses
@@ -20,7 +21,7 @@ _LOG = logging.getLogger("dispose_rt")
 
 
 class PersonFinder:
-    """Finds the person to animate, and the one to follow.
+    """Finds everyone in a picture, and the person to follow in a video.
 
     Args:
         person_detector: the engine.
@@ -39,31 +40,28 @@ class PersonFinder:
         """Find everyone in a picture."""
         return pose.find_poses(image, self._detector, self._estimator)
 
-    def find(self, reference: U8, video: Video, step: int, cached: CachedVideo | None = None) -> Detected:
-        """Find the person in the reference and in every `step`-th frame of the video.
+    def find(
+        self, followed: Pose, video: Video, step: int, cached: CachedVideo | None = None, person: PersonChoice = LARGEST
+    ) -> Detected:
+        """Find the person in every `step`-th frame of the video.
 
         Args:
-            reference: uint8 [height, width, 3], RGB, the fitted photo.
+            followed: the person of the photo.
             video: is read frame by frame, unless its poses are remembered and the frames are not observed.
             step: distance between the frames that are used.
             cached: where the poses of such a video are remembered.
+            person: who is followed where several are seen.
 
         Raises:
-            NoPersonError: no one is visible in the reference, or in the whole video.
-            InputError: the video has no frames, or cannot be read to its end.
+            NoPersonError: no one is visible in the whole video.
+            InputError: the video has no frames, or cannot be read to its end; or it never shows the chosen person.
             EngineError: a network failed.
             Cancelled: the caller asked to stop.
         """
-        [followed] = pose.follow_person([self.estimate(reference)])
-        if not followed.visible.any():
-            raise NoPersonError(
-                "nobody was found in the reference image; pass a picture that shows one person clearly, from the knees "
-                "or feet to the head, upright"
-            )
         filmed = self._find_filmed(video, step, cached)
-        poses, missing = pose.fill_missing(pose.follow_person(filmed.poses))
+        poses, missing = pose.fill_missing(pose.follow_person(filmed.poses, person))
         if missing:
-            _warn_missing([video.first_frame + number * step for number in missing])
+            _warn_missing([video.first_frame + number * step for number in missing], person)
         boxes_px = tuple(one.boxes_px for one in filmed.poses)
         size_px = (video.height, video.width)
         return Detected(followed, poses, size_px, tuple(missing), boxes_px, filmed.time_stamps)
@@ -116,8 +114,9 @@ def _timed(video: Video, step: int) -> Iterator[tuple[U8, Fraction | None]]:
             yield frame, None
 
 
-def _warn_missing(missing: Sequence[int]) -> None:
+def _warn_missing(missing: Sequence[int], person: PersonChoice) -> None:
     frames = ", ".join(str(number) for number in missing[:20])
     more = f" and {len(missing) - 20} more" if len(missing) > 20 else ""
-    message = f"nobody was found in the video's frames {frames}{more}; the pose of the nearest frame stands in there"
+    what = "nobody was found" if person == LARGEST else "the chosen person was not found"
+    message = f"{what} in the video's frames {frames}{more}; the pose of the nearest frame stands in there"
     warnings.warn(message, InputWarning, stacklevel=2)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dispose_rt.errors import NoPersonError
+from dispose_rt.errors import InputError, NoPersonError
+from dispose_rt.settings import PersonChoice
 from dispose_rt.stages.pose.follow import PATIENCE_FRAMES, fill_missing, follow_person
 from dispose_rt.types import Pose
+from tests.every import every_item
 from tests.golden_data import load_golden
 
 from .golden_poses import read_pose
@@ -162,6 +164,39 @@ def test_after_the_patience_the_most_prominent_person_takes_over():
     both, other = frame(standing(0.2), standing(0.8, size=0.8)), frame(standing(0.8, size=0.8))
     found = middles(follow_person([both, *[other] * (PATIENCE_FRAMES + 3)]))
     assert found == [0.2, *[None] * PATIENCE_FRAMES, 0.8, 0.8, 0.8]
+
+
+def test_the_caller_chooses_who_is_followed() -> None:
+    """By number from the left or by a point. Such a person is followed in earlier frames too, and never replaced."""
+    left, middle, right = standing(0.2, size=0.6), standing(0.5), standing(0.8, size=0.8)
+    away = PATIENCE_FRAMES + 5
+    crowd = [frame(middle, right, left)] * 2 + [frame(right)] * away
+    crowd += [frame(right, standing(0.95)), frame(left, right)]
+    longer, gone = [frame(middle), frame(right, middle), *crowd], [None] * (away + 1)
+    cases: list[tuple[list[Pose], PersonChoice, list[float | None]]] = [
+        (crowd, "largest", [0.5, 0.5, *[None] * PATIENCE_FRAMES, *[0.8] * 7]),
+        (crowd, 0, [0.2, 0.2, *gone, 0.2]),
+        (crowd, 1, [0.5, 0.5, *gone, None]),
+        (crowd, 2, [0.8] * (away + 4)),
+        (crowd, (0.0, 1.0), [0.2, 0.2, *gone, 0.2]),
+        (crowd, (0.54, 0.3), [0.5, 0.5, *gone, None]),
+        (crowd, (1.0, 0.5), [0.8] * (away + 4)),
+        (longer, 0, [0.5] * 4 + [*gone, None]),
+        (longer, 1, [None] + [0.8] * (away + 5)),
+        (longer, (0.0, 0.5), [0.5] * 4 + [*gone, None]),
+        ([frame(), frame(left), frame(right)], 0, [None, 0.2, 0.8]),
+        ([frame(), frame()], 4, [None, None]),  # that no one is there is said elsewhere
+    ]
+    with every_item() as every:
+        for clip, choice, places in cases:
+            with every(len(clip), choice):
+                assert middles(follow_person(clip, choice)) == places
+        for clip, words in (
+            (crowd, "the film shows at most 3 people at once"),
+            ([frame(left)], "at most 1 person at once"),
+        ):
+            with every(words), pytest.raises(InputError, match=words):
+                follow_person(clip, 3, "the film")
 
 
 def test_half_a_body_is_still_the_same_person():
