@@ -8,14 +8,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dispose_rt.errors import InputError
-from dispose_rt.stages.framing import fit_reference, roundtrip_truncated, size_for, to_signed_unit
+from dispose_rt.stages.framing import (
+    WHOLE_WINDOWS,
+    Window,
+    fit_reference,
+    roundtrip_truncated,
+    scale_whole,
+    size_for,
+    to_signed_unit,
+)
+from tests.every import each, every_item
 from tests.golden_data import load_golden
 
 CROPS = tuple(load_golden("ref_crop")["cases"])
 LEVELS = np.arange(256, dtype=np.uint8)
 
 
-@pytest.mark.parametrize("case", CROPS)
+@each(case=CROPS)
 def test_size_and_pixels_are_the_published_ones(case):
     arrays = load_golden("ref_crop")
     picture, resolution = case.split(".")
@@ -25,9 +34,8 @@ def test_size_and_pixels_are_the_published_ones(case):
     np.testing.assert_array_equal(fit_reference(image, width, height), expected)
 
 
-@pytest.mark.parametrize(
-    ("height", "width", "resolution", "expected"),
-    [
+@each(
+    height__width__resolution__expected=[
         (1000, 600, 576, (576, 1024)),
         (600, 1000, 576, (1024, 576)),
         (600, 600, 576, (576, 576)),
@@ -40,7 +48,7 @@ def test_the_long_side_follows_the_image(height, width, resolution, expected):
     assert size_for(height, width, resolution) == expected
 
 
-@pytest.mark.parametrize(("resolution", "advice"), [(100, "Use 128"), (72, "Use 64"), (0, "Use 64"), (-64, "Use 64")])
+@each(resolution__advice=[(100, "Use 128"), (72, "Use 64"), (0, "Use 64"), (-64, "Use 64")])
 def test_a_resolution_that_the_networks_cannot_take_is_refused(resolution, advice):
     with pytest.raises(InputError, match=advice):
         size_for(100, 100, resolution)
@@ -51,9 +59,8 @@ def test_an_image_without_pixels_has_no_size():
         size_for(5, 0, 64)
 
 
-@pytest.mark.parametrize(
-    ("image", "size"),
-    [
+@each(
+    image__size=[
         (np.zeros((4, 4), np.uint8), (64, 64)),
         (np.zeros((4, 4, 4), np.uint8), (64, 64)),
         (np.zeros((0, 4, 3), np.uint8), (64, 64)),
@@ -87,6 +94,48 @@ def test_the_centre_is_kept_and_half_pixels_go_to_the_even_side():
         wide = stripes[:, :size]
         assert fit_reference(wide, 64, 64)[0, [0, -1], 0].tolist() == ends
         assert fit_reference(wide.transpose(1, 0, 2), 64, 64)[[0, -1], 0, 0].tolist() == ends
+
+
+def test_a_moved_window_has_the_pixels_of_the_whole_photo() -> None:
+    """Its arithmetic is that of the scaled photo at another place; unmoved, it is the published crop."""
+    random = np.random.default_rng(3)
+    with every_item() as every:
+        for size in ((57, 131), (90, 40), (333, 100), (64, 64), (2, 9), (7, 300)):
+            with every(size):
+                image = random.integers(0, 256, (*size, 3), dtype=np.uint8)
+                centre = Window.centred(*size, 64, 64)
+                np.testing.assert_array_equal(fit_reference(image, 64, 64, centre), fit_reference(image, 64, 64))
+                whole = scale_whole(image, 64, 64)
+                assert whole.size <= WHOLE_WINDOWS * 64 * 64 * 3
+                if size == (7, 300):  # too long
+                    continue
+                for share in (0, 0.3, 1):
+                    moved = centre.around(np.array([[share, share]]), 0.15)
+                    seen = whole[moved.top : moved.top + 64, moved.left : moved.left + 64]
+                    np.testing.assert_array_equal(fit_reference(image, 64, 64, moved), seen)
+
+
+@each(
+    low__high__left=[
+        (0.4, 0.5, 100),  # 120 and 150 of 300 lie in the centre's 100..200
+        (0.4, 0.6, 100),
+        (0.1, 0.2, 25),  # 30 - 0.15 * 30 = 25.5
+        (0.85, 0.95, 190),  # 285 + 4.5 = 289.5
+        (0.0, 0.1, 0),
+        (0.99, 1.0, 200),
+        (0.1, 0.42, 28),  # 96 wide, but not with room on both sides: in the middle
+        (0.1, 0.9, 100),  # larger than the window
+        (-0.5, 0.2, 0),
+    ],
+)
+def test_a_window_moves_as_little_as_it_can(low: float, high: float, left: int) -> None:
+    centre = Window.centred(100, 300, 100, 100)
+    assert (centre.left, centre.top, centre.cut_share) == (100, 0, pytest.approx(2 / 3))
+    moved = centre.around(np.array([[low, 0.45], [high, 0.5]]), 0.15)
+    assert (moved.left, moved.top) == (left, 0)
+    turned = Window.centred(300, 100, 100, 100).around(np.array([[0.45, low], [0.5, high]]), 0.15)
+    assert (turned.left, turned.top) == (0, left)
+    np.testing.assert_allclose(moved.map_points(np.array([[(left + 50) / 300, 0.25]])), [[0.5, 0.25]])
 
 
 def test_the_truncated_round_trip_lowers_the_published_levels():
