@@ -43,6 +43,7 @@ def test_every_option_reaches_the_run(animator: type[FakeAnimator], arguments: l
     options = "--steps 3 --guidance-scale 1.5 --overlap 2 --stride 4 --seed 9 --fps 23.976 --controls points --quiet"
     options += " --noise-aug-strength 0.02 --motion-bucket-id 30 --device cpu"
     options += " --alignment robust --bridge-gaps 5"
+    options += " --person 1 --reference-person 0.25,1 --crop person --start-s 0.05 --duration-s 7"
     options += " --decode-chunk 3 --conditions-memory host --no-audio --pose-cache kept"
     options += " --no-provenance"
     assert cli.main([*arguments, *options.split()]) == 0
@@ -52,14 +53,14 @@ def test_every_option_reaches_the_run(animator: type[FakeAnimator], arguments: l
     expected |= {"alignment": "robust", "bridge_gaps": 5}
     expected |= {"decode_chunk": 3, "conditions_memory": "host", "audio": False, "pose_cache": Path("kept")}
     expected |= {"provenance": False}
+    expected |= {"person": 1, "reference_person": (0.25, 1.0), "crop": "person", "start_s": 0.05, "duration_s": 7.0}
     assert {name: call[name] for name in expected} == expected
     assert call["progress"] is False
     assert capsys.readouterr().out == ""
 
 
-@pytest.mark.parametrize(
-    ("text", "controls"),
-    [
+@each(
+    text__controls=[
         ("none", ()),
         ("motion", ("motion",)),
         ("points", ("points",)),
@@ -69,7 +70,7 @@ def test_every_option_reaches_the_run(animator: type[FakeAnimator], arguments: l
 )
 def test_controls(animator: type[FakeAnimator], arguments: list[str], text: str, controls: tuple[str, ...]) -> None:
     assert cli.main([*arguments, "--controls", text]) == 0
-    assert animator.calls[0]["controls"] == controls
+    assert animator.calls[-1]["controls"] == controls
 
 
 @pytest.mark.parametrize(
@@ -77,6 +78,10 @@ def test_controls(animator: type[FakeAnimator], arguments: list[str], text: str,
     [
         (["--steps", "many"], "--steps: invalid int value: 'many'"),
         (["--steps", "2.5"], "--steps: invalid int value"),
+        (
+            ["--person", "left"],
+            "--person: the person is 'left'; pass 'largest', the person's number from left to right",
+        ),
         (["--fps", "fast"], "--fps: invalid float value: 'fast'"),
         (["--controls", "motion,hands"], "unknown control 'hands'; choose from motion, points, or none"),
         (["--controls", ""], "unknown control ''"),

@@ -186,7 +186,7 @@ def test_what_the_crop_of_the_photo_loses_is_said_and_can_be_kept(engines: Path)
 def see_poses(engines: Path, **changes: Any) -> dict[str, Any]:
     """What a run shows until its poses are drawn, where it ends."""
 
-    class Enough(Exception):
+    class EnoughError(Exception):
         pass
 
     seen: dict[str, Any] = {}
@@ -194,9 +194,9 @@ def see_poses(engines: Path, **changes: Any) -> dict[str, Any]:
     def watch(name: str, value: Any) -> None:
         seen[name] = value
         if name == "poses":
-            raise Enough
+            raise EnoughError
 
-    with Animator(engines) as animator, pytest.raises(Enough):
+    with Animator(engines) as animator, pytest.raises(EnoughError):
         animator.run(stride=1, progress=False, observer=watch, **changes)
     return seen
 
