@@ -140,7 +140,7 @@ def _read_person(name: str, value: Any) -> PersonChoice:
     """Check a `PersonChoice`."""
     if isinstance(value, str) and value == LARGEST:
         return LARGEST
-    if isinstance(value, Integral) and not isinstance(value, bool) and value >= 0:
+    if isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= 0:
         return int(value)
     if isinstance(value, Iterable) and not isinstance(value, (str, bytes, Mapping)):
         point = tuple(islice(value, 3))

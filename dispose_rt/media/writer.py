@@ -339,9 +339,7 @@ def write_video(
     shape = np.shape(head[0])
     if len(shape) != 3:
         raise InputError(f"frame 0 for {target} has shape {shape}, expected [height, width, 3]")
-    with VideoWriter(
-        target, fps, shape[1], shape[0], audio, metadata=metadata, audio_start_s=audio_start_s
-    ) as writer:
+    with VideoWriter(target, fps, shape[1], shape[0], audio, metadata=metadata, audio_start_s=audio_start_s) as writer:
         if times_s is None:
             for frame in chain(head, iterator):
                 writer.write(frame)

@@ -57,7 +57,7 @@ def frame_photo(
     Warns:
         InputWarning: the crop cuts off joints of the person.
     """
-    window = framing.Window.centred(*image.shape[:2], width, height)
+    window = framing.Window.centred(image.shape[0], image.shape[1], width, height)
     whole = None
     if window.cut_share > TRIFLE:
         everyone = finder.estimate(framing.scale_whole(image, width, height))

@@ -140,7 +140,7 @@ def fit_reference(image: U8, width: int, height: int, window: Window | None = No
         raise InputError(f"expected an RGB image, uint8 [H, W, 3], got {image.dtype} {list(image.shape)}")
     if width < 1 or height < 1:
         raise InputError(f"cannot fit an image to {width} x {height} pixels; both sides must be at least 1")
-    seen = window or Window.centred(*image.shape[:2], width, height)
+    seen = window or Window.centred(image.shape[0], image.shape[1], width, height)
     columns = _Taps.between(image.shape[1], seen.scaled_width, seen.left, width)
     rows = _Taps.between(image.shape[0], seen.scaled_height, seen.top, height)
     return _interpolate(image, columns, rows)
@@ -157,7 +157,7 @@ def scale_whole(image: U8, width: int, height: int) -> U8:
     Returns:
         uint8 [h, w, 3] of the image's aspect ratio, at most `WHOLE_WINDOWS` times as large as the window.
     """
-    window = Window.centred(*image.shape[:2], width, height)
+    window = Window.centred(image.shape[0], image.shape[1], width, height)
     sides = np.array([window.scaled_width, window.scaled_height])
     shrink = min(1.0, math.sqrt(WHOLE_WINDOWS * width * height / float(sides.prod())))
     target_width, target_height = (max(1, int(side * shrink)) for side in sides)
