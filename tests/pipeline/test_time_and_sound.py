@@ -70,6 +70,7 @@ def run(animator: Animator, video: Any, **changes: Any) -> Animation:
     options = {"controls": (), "steps": 1, "stride": 1, "overlap": 2, "progress": False, **changes}
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", message="the crop of the photo to 64 x 64 pixels cuts off the person's legs")
         return animator.run(GOLDEN / "ref.png", video, **options)
 
 
@@ -105,6 +106,20 @@ def test_every_second_frame_keeps_its_time(
         np.testing.assert_allclose(times_of(out), animation.times_s, atol=1e-4)
         assert has_sound(out)
         out.unlink()
+
+
+def test_a_part_of_the_video_has_its_own_times_and_sound(
+    animator: Animator, make_clip: Callable[..., Path], tmp_path: Path
+) -> None:
+    """The result begins at the first frame that is used, with what is heard there."""
+    clip, out = make_clip(UNEVEN), tmp_path / "out.mp4"
+    animation = run(animator, clip, start_s=0.2, duration_s=0.3, output=out)
+    np.testing.assert_allclose(animation.times_s, [0, 0.05], atol=1e-9)
+    np.testing.assert_allclose(times_of(out), [0, 0.05], atol=1e-4)
+    assert (animation.audio, animation.audio_start_s, animation.frame_count) == (clip, Fraction(1, 4), 2)
+    assert has_sound(out)
+    with pytest.raises(InputError, match=r"start_s is 9, but .*drive\.mp4 is over after"):
+        run(animator, clip, start_s=9)
 
 
 def test_even_time_stamps_are_counted(animator: Animator, make_clip: Callable[..., Path], tmp_path: Path) -> None:

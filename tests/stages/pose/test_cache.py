@@ -260,6 +260,8 @@ def test_the_key_tells_apart_what_finds_other_poses(engines: Path) -> None:
         key_of("y", 2, manifest, "cpu"),
         key_of("x", 3, manifest, "cpu"),
         key_of("x", 2, manifest, "cuda:0"),
+        key_of("x", 2, manifest, "cpu", ("1/2", "")),
+        key_of("x", 2, manifest, "cpu", ("", "1/2")),
         key_of("x", 2, with_other("person_detector"), "cpu"),
         key_of("x", 2, with_other("pose_estimator"), "cpu"),
     ]
@@ -277,7 +279,7 @@ class TestRuns:
 
     @pytest.fixture
     def searched(self, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-        """Grows by one with every picture that is searched for people."""
+        """Grows by one with every picture that is searched for people; the photo is, fitted and whole."""
         calls: list[int] = []
         find = pose.find_poses
         monkeypatch.setattr(pose, "find_poses", lambda *args: (calls.append(1), find(*args))[1])
@@ -299,25 +301,31 @@ class TestRuns:
             expected = self.run(without, video)
         searched.clear()
         np.testing.assert_array_equal(self.run(animator, video), expected)
-        assert len(searched) == 4
+        assert len(searched) == 5
         searched.clear()
         ticks: list[tuple[str, int, int]] = []
         same = self.run(animator, video, progress=lambda *tick: ticks.append(tick))
         np.testing.assert_array_equal(same, expected)
-        assert len(searched) == 1
+        assert len(searched) == 2
         assert [tick for tick in ticks if tick[0] == "pose"] == [("pose", 0, 3), ("pose", 3, 3)]
         renamed = video.rename(tmp_path / "renamed.mp4")
         searched.clear()
         assert (self.run(animator, renamed, seed=5) != expected).any()
-        assert len(searched) == 1  # what counts is what is in the file
+        assert len(searched) == 2  # what counts is what is in the file
         driving: list[Any] = []
         searched.clear()
         self.run(animator, renamed, observer=lambda name, value: driving.append(value) if name == "driving" else None)
-        assert len(searched) == 1
+        assert len(searched) == 2
         np.testing.assert_array_equal(np.stack(driving), np.stack([*open_video(renamed).frames(1)]))
         searched.clear()
         self.run(animator, renamed, stride=2)
-        assert len(searched) == 3  # other frames
+        assert len(searched) == 4  # other frames
+        searched.clear()
+        self.run(animator, renamed, start_s=0.04, duration_s=1)
+        assert len(searched) == 4  # the last two, and none of them again
+        searched.clear()
+        self.run(animator, renamed, start_s=0.04, duration_s=1, person=0)
+        assert len(searched) == 2
 
     def test_damage_is_mended_by_the_next_run(
         self, animator: Animator, video: Path, searched: list[int], tmp_path: Path
@@ -328,10 +336,10 @@ class TestRuns:
         searched.clear()
         with pytest.warns(PerformanceWarning, match="detected again"):
             np.testing.assert_array_equal(self.run(animator, video), expected)
-        assert len(searched) == 4
+        assert len(searched) == 5
         searched.clear()
         np.testing.assert_array_equal(self.run(animator, video), expected)
-        assert len(searched) == 1
+        assert len(searched) == 2
 
     def test_what_is_no_file_and_what_was_cut_short_is_not_remembered(
         self, animator: Animator, video: Path, tmp_path: Path
