@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -60,7 +61,11 @@ class _OneFile:
             raise
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        return self._file.seek(offset, whence)
+        """Return the new place; a place that no file has is FFmpeg's own kind of error: PyAV would print a traceback."""
+        try:
+            return self._file.seek(offset, whence)
+        except (OSError, ValueError, OverflowError) as error:
+            return -(getattr(error, "errno", None) or errno.EINVAL)
 
     def tell(self) -> int:
         return self._file.tell()

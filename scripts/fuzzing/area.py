@@ -1,0 +1,112 @@
+"""What an area of the fuzzer is, and what counts as a failure in all of them."""
+
+from __future__ import annotations
+
+import random
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from dispose_rt.errors import DisposeError, InputWarning, PerformanceWarning
+
+LONGEST_MESSAGE = 20_000
+
+
+class Problem(Exception):  # noqa: N818 - what the fuzzer looks for
+    """Something that must not happen.
+
+    Attributes:
+        kind: one word for the table of failures.
+    """
+
+    def __init__(self, kind: str, text: str) -> None:
+        super().__init__(f"{kind}: {text}")
+        self.kind = kind
+
+
+class Area(ABC):
+    """One kind of input. A case is drawn, which leaves its files in a folder, and then run.
+
+    Args:
+        folder: for what lasts from case to case; it is empty.
+
+    Attributes:
+        limit_s: most that a case may take, in seconds.
+        watched_pid: process whose memory is measured; None is the one that runs the cases.
+    """
+
+    limit_s = 10.0
+    watched_pid: int | None = None
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @abstractmethod
+    def draw(self, rng: random.Random, case: Path, number: int) -> str:
+        """Write the files of a case into an empty folder.
+
+        Args:
+            rng: the only source of chance.
+            case: the folder.
+            number: of the case.
+
+        Returns:
+            What was done, in words.
+        """
+
+    @abstractmethod
+    def run(self, case: Path) -> bool:
+        """Use the files of a case as a user would.
+
+        Returns:
+            Whether they were accepted; False and any `DisposeError` stand for refused.
+
+        Raises:
+            Exception: anything but a `DisposeError` is a failure.
+        """
+
+    def close(self) -> None:
+        """End what lasts from case to case."""
+
+
+def check_refusal(error: DisposeError) -> None:
+    """Check that a refusal is fit to be read by people.
+
+    Raises:
+        Problem: it is not.
+    """
+    check_text(str(error))
+
+
+def check_text(text: str) -> None:
+    """Check a text that people read: no traceback, nothing that a terminal obeys, not too much.
+
+    Raises:
+        Problem: there is something wrong with it.
+    """
+    if not text.strip():
+        raise Problem("message", "it is empty")
+    if len(text) > LONGEST_MESSAGE:
+        raise Problem("message", f"it has {len(text)} characters: {text:.300}...")
+    if "Traceback (most recent" in text:
+        raise Problem("traceback", text)
+    if not all(line.isprintable() for line in text.replace("\t", " ").split("\n")):
+        raise Problem("message", f"it holds characters that a terminal obeys: {text!a:.1000}")
+
+
+@contextmanager
+def watched_warnings() -> Iterator[None]:
+    """Check that what is warned of is meant for users.
+
+    Raises:
+        Problem: a library warned.
+    """
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield
+    for one in caught:
+        if not issubclass(one.category, InputWarning | PerformanceWarning):
+            raise Problem("warning", f"{one.category.__name__}: {one.message} ({one.filename}:{one.lineno})")
+        check_text(str(one.message))
