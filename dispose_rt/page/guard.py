@@ -22,6 +22,7 @@ from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Re
 from ..errors import InputError
 from .access import Access
 from .bounds import EVENTS_QUEUED, GIB, LARGEST_UPLOAD_BYTES, Bounds, name_address
+from .events import Events, read_document
 from .multipart import PartsCheck
 from .uploads import REFUSED, Uploads
 from .visits import Visits, count_events
@@ -49,10 +50,13 @@ _READ = re.compile(
     rf"|{_API}(?:info|app_id|startup-events|theme\.css|upload_progress|queue/data|queue/status|heartbeat/{_SESSION})"
 )
 _JSON = re.compile(rf"{_API}(?:queue/join|cancel|reset|run/predict)/?")
+_EVENT = re.compile(rf"{_API}(?:queue/join|run/predict)/?")
 _UPLOAD = f"{_API}upload"
 _HEARTBEAT = f"{_API}heartbeat/"
 _STREAM = f"{_API}queue/data"
 _JOIN = f"{_API}queue/join"
+_UNKNOWN_SESSION = 'data: {"msg":"unexpected_error","message":"404","success":false,"session_not_found":true}\n\n'
+"""What Gradio tells the page's script about a session that has asked for nothing, beside a traceback in the log."""
 _ENTER = (
     '<!doctype html><meta charset="utf-8"><title>dispose_rt</title><script>location.replace({path})</script>'
     '<a href="{link}">Open the page</a>'
@@ -74,11 +78,20 @@ class Guard:
         bounds: what one address may ask for.
         visits: sessions that listen.
         queue: Gradio's queue.
+        events: what visitors may ask for.
         root_path: path below which a proxy serves the page, "" or "/...". Requests may come with or without it.
     """
 
     def __init__(
-        self, app: App, access: Access, uploads: Uploads, bounds: Bounds, visits: Visits, queue: Any, root_path: str
+        self,
+        app: App,
+        access: Access,
+        uploads: Uploads,
+        bounds: Bounds,
+        visits: Visits,
+        queue: Any,
+        events: Events,
+        root_path: str,
     ) -> None:
         self._app = app
         self._access = access
@@ -86,6 +99,7 @@ class Guard:
         self._bounds = bounds
         self._visits = visits
         self._queue = queue
+        self._events = events
         self._root_path = root_path
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -112,8 +126,10 @@ class Guard:
                     session = _find_session(scope)
                     if session is not None:
                         stack.enter_context(self._visits.listen(session))
-                    await self._app(scope, receive, send)
-                    return
+                    if scope["path"] != _STREAM or session in self._queue.pending_messages_per_session:
+                        await self._app(scope, receive, send)
+                        return
+                    answer = Response(_UNKNOWN_SESSION, media_type="text/event-stream")
         except HTTPException as error:
             answer = JSONResponse({"detail": error.detail}, error.status_code, error.headers)
         await answer(scope, receive, send)
@@ -222,17 +238,17 @@ class Guard:
             if not message.get("more_body"):
                 break
         try:
-            document = json.loads(bytes(body))
-            if not isinstance(document, dict):
-                raise TypeError
+            document = read_document(bytes(body))
             session = document.get("session_hash")
             if session is not None and not (isinstance(session, str) and re.fullmatch(_SESSION, session)):
-                raise TypeError
+                raise ValueError
             self._uploads.check(document)
+            if _EVENT.fullmatch(scope["path"]):
+                self._events.check(document)
             checked = json.dumps(document).encode()
         except InputError:
             raise HTTPException(400, REFUSED) from None
-        except (ValueError, TypeError, RecursionError):
+        except (ValueError, RecursionError):
             raise HTTPException(400, "The request cannot be read.") from None
         kept = [(name, value) for name, value in scope["headers"] if name not in (b"content-length", b"content-type")]
         kept += [(b"content-length", str(len(checked)).encode()), (b"content-type", b"application/json")]

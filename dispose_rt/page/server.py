@@ -24,6 +24,7 @@ from ..errors import InputError, InputWarning
 from .access import Access, check_root_path
 from .addresses import WILDCARDS
 from .bounds import LARGEST_UPLOAD_BYTES, Bounds
+from .events import Events
 from .folders import private_folder
 from .jobs import Jobs, Runner
 from .style import CSS, FONTS, MONOSPACE_FONTS, THEME
@@ -175,7 +176,16 @@ def _serving(
             except Exception:
                 _LOG.exception("the page could not look for visitors who have left")
 
-    app = Guard(_mount(gradio, page, sweep, root_path), access, jobs.uploads, bounds, visits, page._queue, root_path)
+    app = Guard(
+        _mount(gradio, page, sweep, root_path),
+        access,
+        jobs.uploads,
+        bounds,
+        visits,
+        page._queue,
+        Events(page.fns),
+        root_path,
+    )
     config = uvicorn.Config(
         app,
         host=host.strip("[]"),

@@ -52,7 +52,7 @@ def parse_json(text: str) -> Any:
         ValueError: it is not JSON of that kind; the message says why.
     """
     try:
-        return json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse_constant, parse_float=_finite)
+        return json.loads(text, object_pairs_hook=_unique, parse_constant=refuse_constant, parse_float=finite)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
 
@@ -71,11 +71,13 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return body
 
 
-def _refuse_constant(text: str) -> NoReturn:
+def refuse_constant(text: str) -> NoReturn:
+    """Refuse NaN and infinities, which JSON does not have: `parse_constant` of `json.loads`."""
     raise ValueError(f"{text} is no number that belongs there")
 
 
-def _finite(text: str) -> float:
+def finite(text: str) -> float:
+    """Read a number, but none that is too large for a float: `parse_float` of `json.loads`."""
     value = float(text)
     if not math.isfinite(value):
         raise ValueError(f"{text} is too large for a number")

@@ -10,7 +10,24 @@ import zlib
 from collections.abc import Iterator
 from typing import Any
 
-_NUMBERS = (0, 1, 2, 0x7F, 0x80, 0xFF, 0x7FFF, 0x8000, 0xFFFF, 2**24, 2**31 - 1, 2**31, 2**32 - 1, 2**62, 2**63, 2**64 - 1)
+_NUMBERS = (
+    0,
+    1,
+    2,
+    0x7F,
+    0x80,
+    0xFF,
+    0x7FFF,
+    0x8000,
+    0xFFFF,
+    2**24,
+    2**31 - 1,
+    2**31,
+    2**32 - 1,
+    2**62,
+    2**63,
+    2**64 - 1,
+)
 """Values that programs compute wrongly with, or allocate memory for."""
 _VALUES: tuple[Any, ...] = (
     *(None, True, False, 0, 1, -1, 3, 2**31 - 1, 2**31, -(2**31), 2**63, 10**400, 0.5, -0.0, 1e308, float("nan")),
@@ -116,7 +133,8 @@ def _splice(rng: random.Random, data: bytearray, other: bytes) -> str:
 
 
 _KINDS = {
-    one.__name__: one for one in (_flip, _set, _extreme, _extreme, _remove, _insert, _clear, _repeat, _truncate, _splice)
+    one.__name__: one
+    for one in (_flip, _set, _extreme, _extreme, _remove, _insert, _clear, _repeat, _truncate, _splice)
 }
 
 

@@ -210,7 +210,10 @@ def _write_onnx(folder: Path, name: str) -> None:
     """A small network with its values in a file beside it, and one of every kind of attribute that leads on."""
     weight = numpy_helper.from_array(np.arange(4096, dtype=np.float32).reshape(64, 64), "weight")
     inner = helper.make_graph(
-        [helper.make_node("Relu", ["product"], ["inner"])], "inner", [], [helper.make_tensor_value_info("inner", 1, None)]
+        [helper.make_node("Relu", ["product"], ["inner"])],
+        "inner",
+        [],
+        [helper.make_tensor_value_info("inner", 1, None)],
     )
     nodes = [
         helper.make_node("MatMul", ["x", "weight"], ["product"]),
@@ -225,9 +228,7 @@ def _write_onnx(folder: Path, name: str) -> None:
         [weight],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
-    onnx.save(
-        model, folder / f"{name}.onnx", save_as_external_data=True, location=f"{name}.data", size_threshold=0
-    )
+    onnx.save(model, folder / f"{name}.onnx", save_as_external_data=True, location=f"{name}.data", size_threshold=0)
 
 
 def _make_package(network: str) -> bytes:

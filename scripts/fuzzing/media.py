@@ -28,7 +28,10 @@ from .damage import damage_bytes, mend_png
 HEIGHT, WIDTH, FRAMES = 48, 64, 6
 MOST_FRAMES = 2000
 """Frames of a film that are decoded: damage can repeat one, but not make a new one."""
-_SUFFIXES = (*("png", "jpg", "webp", "gif", "tiff", "bmp", "avif", "mp4", "mov", "mkv", "webm", "avi", "ts", "m3u8"), "")
+_SUFFIXES = (
+    *("png", "jpg", "webp", "gif", "tiff", "bmp", "avif", "mp4", "mov", "mkv", "webm", "avi", "ts", "m3u8"),
+    "",
+)
 _FILMS: tuple[tuple[str, str, str, str | None], ...] = (
     ("mp4", "libx264", "yuv420p", "aac"),
     ("mov", "libx264", "yuv420p", "pcm_s16le"),
@@ -195,9 +198,7 @@ def _profile() -> bytes:
     return bytes(profile)
 
 
-def _write_film(
-    path: Path, pixels: NDArray[np.uint8], codec: str | None, layout: str, sound: str | None
-) -> None:
+def _write_film(path: Path, pixels: NDArray[np.uint8], codec: str | None, layout: str, sound: str | None) -> None:
     make: Callable[..., Any] = av.open
     options = {"fflags": "+bitexact"}  # no random numbers: every run makes the same files
     form = {"apng": "apng", "h264": "h264", "y4m": "yuv4mpegpipe"}.get(path.suffix[1:])

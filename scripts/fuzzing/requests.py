@@ -181,7 +181,13 @@ class Requests(Area):
 
     def _call(self, function: int, data: list[Any], plan: dict[str, Any]) -> str:
         """Queue an event of the page, and return what comes of it."""
-        body = {"fn_index": function, "data": data, "session_hash": plan["session"], "event_data": None, "trigger_id": 1}
+        body = {
+            "fn_index": function,
+            "data": data,
+            "session_hash": plan["session"],
+            "event_data": None,
+            "trigger_id": 1,
+        }
         answer = self._ask(_request("POST", "/gradio_api/queue/join", json.dumps(body).encode()), plan["address"])
         if not self._check(answer):
             raise Problem("page", f"the queue refuses the page's own request: {answer[:500]!a}")
@@ -211,7 +217,9 @@ class Requests(Area):
         """Send bytes and return what comes back until the server closes, has nothing to say, or all was heard."""
         end_s, heard = time.monotonic() + self.limit_s, b""
         waits = b"/queue/data?" in request[:200] and is_over(b"close_stream")
-        with socket.create_connection(("127.0.0.1", self._port), self.limit_s, source_address=(address, 0)) as connection:
+        with socket.create_connection(
+            ("127.0.0.1", self._port), self.limit_s, source_address=(address, 0)
+        ) as connection:
             with suppress(ConnectionError):  # it may refuse before it has heard everything
                 connection.sendall(request)
             is_ended = False
@@ -293,7 +301,9 @@ def _damage_head(rng: random.Random, head: bytes) -> tuple[bytes, str]:
         )
         lines[0] = b" ".join(words)
         return b"\r\n".join(lines), f"{lines[0]!a:.60}"
-    value = rng.choice((b"", b"0", b"-1", b"99999999999999999999", b"x" * 9000, b"\xff\xfe", b"chunked", b"http://[", b"gzip"))
+    value = rng.choice(
+        (b"", b"0", b"-1", b"99999999999999999999", b"x" * 9000, b"\xff\xfe", b"chunked", b"http://[", b"gzip")
+    )
     name = rng.choice(
         (
             *(b"Content-Length", b"Transfer-Encoding", b"Host", b"Origin", b"Sec-Fetch-Site", b"Cookie", b"Range"),

@@ -94,7 +94,11 @@ class Watch:
             if end["seconds"] > self._limit_s:
                 end |= {"outcome": "failed", "problem": f"hang: took {end['seconds']:.1f} s"}
         except TimeoutError:
-            end = {"outcome": "failed", "problem": f"hang: no end within {self._limit_s:.0f} s", "seconds": self._limit_s}
+            end = {
+                "outcome": "failed",
+                "problem": f"hang: no end within {self._limit_s:.0f} s",
+                "seconds": self._limit_s,
+            }
         except (EOFError, BrokenPipeError):
             end = {"outcome": "failed", "problem": f"crash: {_name_status(worker.wait(START_S))}", "seconds": 0.0}
         self._note(number, done, end)

@@ -225,10 +225,11 @@ class Client:
 
     def __init__(self, folder: Path, *, host: str = "127.0.0.1", root_path: str = "", **named: Any) -> None:
         self.stub = Stub()
-        queue = SimpleNamespace(event_queue_per_concurrency_id={}, active_jobs=[])
+        queue = SimpleNamespace(event_queue_per_concurrency_id={}, active_jobs=[], pending_messages_per_session={})
         self.bounds = Bounds()
         access = Access(host, 7860, **named)
-        app: Any = Guard(self.stub, access, Uploads(folder), self.bounds, Visits(), queue, root_path)
+        events: Any = SimpleNamespace(check=lambda document: None)
+        app: Any = Guard(self.stub, access, Uploads(folder), self.bounds, Visits(), queue, events, root_path)
         self.transport = httpx.ASGITransport(app, client=("192.0.2.7", 5000))
 
     def ask(self, method: str, path: str, host: str = "localhost:7860", **named: Any) -> httpx.Response:
