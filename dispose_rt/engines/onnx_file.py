@@ -6,6 +6,7 @@ The file is walked as protocol buffers are laid out; see onnx.proto of the ONNX 
 from __future__ import annotations
 
 import mmap
+import stat
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
@@ -76,6 +77,8 @@ def _collect(path: Path) -> tuple[set[str], set[str], set[str]]:
     locations: set[str] = set()
     domains: set[str] = set()
     own: set[str] = set()
+    if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for ever
+        raise ValueError("it is no regular file")
     with path.open("rb") as file:
         if not file.seek(0, 2):
             raise ValueError("it is empty")

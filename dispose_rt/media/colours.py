@@ -103,7 +103,7 @@ def _convert_band(image: Image.Image, transform: _Transform) -> U8:
 def _find_transform_or_warn(profile: bytes, name: str) -> _Transform:
     try:
         return _find_transform(profile)
-    except (ImageCms.PyCMSError, OSError) as error:
+    except (ImageCms.PyCMSError, OSError, ValueError) as error:  # ValueError: names that are not ASCII
         message = f"{name} has a damaged colour profile ({error}); its colours are taken for sRGB"
         warnings.warn(message, InputWarning, stacklevel=5)
         return "", None

@@ -24,7 +24,6 @@ from torch import Tensor
 from dispose_rt.errors import CheckpointError, DisposeError, OutOfMemoryError
 from dispose_rt.system.files import format_bytes
 from dispose_rt.system.memory import free_host_bytes
-from dispose_rt.system.terminal import escape_controls
 
 Tensors: TypeAlias = dict[str, Tensor]
 
@@ -111,8 +110,8 @@ def _named_failures(path: Path) -> Iterator[None]:
 
 
 def first_line(error: Exception) -> str:
-    """Return an error's type and the first line of its message, which may quote the file, as printable text."""
-    return escape_controls(f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}")
+    """Return an error's type and the first line of its message."""
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
 
 
 def _read(path: Path, *, verify: bool) -> Any:

@@ -34,10 +34,12 @@ class Area(ABC):
 
     Attributes:
         limit_s: most that a case may take, in seconds.
+        limit_bytes: most by which resident memory may grow in a case.
         watched_pid: process whose memory is measured; None is the one that runs the cases.
     """
 
     limit_s = 10.0
+    limit_bytes = 2**30
     watched_pid: int | None = None
 
     def __init__(self, folder: Path) -> None:
@@ -72,28 +74,32 @@ class Area(ABC):
 
 
 def check_refusal(error: DisposeError) -> None:
-    """Check that a refusal is fit to be read by people.
+    """Check that a refusal is fit to be read by people. What a terminal obeys may be in it: commands escape that.
 
     Raises:
         Problem: it is not.
     """
-    check_text(str(error))
+    _check_size(str(error))
 
 
-def check_text(text: str) -> None:
-    """Check a text that people read: no traceback, nothing that a terminal obeys, not too much.
+def check_printed(text: str) -> None:
+    """Check what a command has printed.
 
     Raises:
-        Problem: there is something wrong with it.
+        Problem: it holds a traceback, or something that a terminal obeys, or is too much, or nothing.
     """
+    _check_size(text)
+    if not all(line.isprintable() for line in text.replace("\t", " ").split("\n")):
+        raise Problem("obeyed", f"a terminal obeys some of it: {text!a:.1000}")
+
+
+def _check_size(text: str) -> None:
     if not text.strip():
-        raise Problem("message", "it is empty")
+        raise Problem("mute", "the message is empty")
     if len(text) > LONGEST_MESSAGE:
-        raise Problem("message", f"it has {len(text)} characters: {text:.300}...")
+        raise Problem("endless", f"the message has {len(text)} characters: {text:.300}...")
     if "Traceback (most recent" in text:
         raise Problem("traceback", text)
-    if not all(line.isprintable() for line in text.replace("\t", " ").split("\n")):
-        raise Problem("message", f"it holds characters that a terminal obeys: {text!a:.1000}")
 
 
 @contextmanager
@@ -109,4 +115,4 @@ def watched_warnings() -> Iterator[None]:
     for one in caught:
         if not issubclass(one.category, InputWarning | PerformanceWarning):
             raise Problem("warning", f"{one.category.__name__}: {one.message} ({one.filename}:{one.lineno})")
-        check_text(str(one.message))
+        _check_size(str(one.message))

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from dispose_rt.errors import InputError
 
-from .area import Area, watched_warnings
+from .area import Area, check_printed, watched_warnings
 
 HARMLESS = ("accepted", "refused")
 FAULTS = ("untyped", "mute", "obeyed", "warning", "traceback", "crash", "hang", "memory")
@@ -23,7 +23,8 @@ _ALL = (*HARMLESS, *FAULTS)
 class Planted(Area):
     """Every kind of end in turn: the case's number decides."""
 
-    limit_s = 2.0
+    limit_s = 1.5
+    limit_bytes = 2**26
 
     def draw(self, rng: random.Random, case: Path, number: int) -> str:
         fault = _ALL[number % len(_ALL)]
@@ -36,12 +37,12 @@ class Planted(Area):
             "refused": lambda: _refuse("the input is planted; take another one"),
             "untyped": lambda: {}["no such key"],
             "mute": lambda: _refuse(""),
-            "obeyed": lambda: _refuse("\x1b[2J"),
+            "obeyed": lambda: check_printed("\x1b[2J"),
             "warning": _warn,
             "traceback": _fail_in_thread,
             "crash": lambda: os.kill(os.getpid(), signal.SIGSEGV),
             "hang": lambda: time.sleep(3600),
-            "memory": lambda: len(b"x" * (5 * 2**28)),
+            "memory": lambda: len(b"x" * 2**27),
         }
         acts[(case / "input.txt").read_text()]()
         return True

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 START_S = 180.0
-_DUMP_S = 3.0
+_DUMP_S = 1.0
 """Time in which a worker that hangs may write where."""
 
 
@@ -111,7 +111,7 @@ class Watch:
         with suppress(OSError):
             self._worker.stdin.close()
         with suppress(subprocess.TimeoutExpired):
-            self._worker.wait(_DUMP_S + 10)
+            self._worker.wait(10)
         self._end()
 
     def _hear(self, limit_s: float) -> dict[str, Any]:

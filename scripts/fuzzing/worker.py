@@ -21,7 +21,6 @@ from .area import Area, Problem, check_refusal
 
 AREAS = {"media": "Media", "weights": "Weights", "manifests": "Manifests", "requests": "Requests", "planted": "Planted"}
 """Modules of this package, and the class in each."""
-MOST_GROWTH_BYTES = 2**30
 ADDRESS_BYTES = 6 * 2**30
 """Address space that a case may take beyond what is taken when it begins: what asks for more gets a MemoryError, and
 this machine stays alive."""
@@ -66,7 +65,7 @@ def _run_case(area: Area, answers: TextIO, log: Path, name: str, number: int, ca
         said = file.read().decode("utf-8", "replace")
     if not problem and any(trace in said for trace in _TRACES):
         outcome, problem = "failed", f"traceback: {said}"
-    if not problem and growth > MOST_GROWTH_BYTES:
+    if not problem and growth > area.limit_bytes:
         outcome, problem = "failed", f"memory: grew by {growth / 1e6:.0f} MB"
     _say(answers, {"outcome": outcome, "problem": problem, "seconds": seconds, "growth": growth})
 

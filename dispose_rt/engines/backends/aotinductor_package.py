@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import platform
+import stat
 import sys
 import zipfile
 from collections.abc import Mapping
@@ -89,6 +90,8 @@ def read_label(path: Path) -> PackageLabel:
         EngineError: the file is missing, damaged, no package, or none of ours.
     """
     try:
+        if not stat.S_ISREG(path.stat().st_mode):  # reading a pipe or a device would not end
+            raise ValueError("it is no regular file")
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
             _check_members(members)

@@ -34,6 +34,7 @@ from .plan import RECIPES
 
 _ROOTS = {"cmp": "module.", "sd15_text_encoder": "text_model."}
 """What all names of a published file begin with."""
+LONGEST_LINE = 300
 _intact: set[object] = set()
 """States of checkpoints that were found intact in this process: a command may build several directories."""
 
@@ -57,7 +58,7 @@ def check_weights(checkpoint: Checkpoint, *further: Callable[[Weights], object])
         count = "one file" if len(found) == 1 else f"{len(found)} files"
         raise CheckpointError(
             f"{count} in {checkpoint.folder} cannot be used:",
-            ["\n      ".join([f"{path}:", *shorten(lines)]) for path, lines in found.items()],
+            ["\n      ".join([f"{path}:", *_cut(lines)]) for path, lines in found.items()],
             f"{REMEDY} `dispose-rt download` fetches them.",
         )
     _intact.add(state)
@@ -96,7 +97,7 @@ def inspect_weights(folder: Path, *further: Callable[[Weights], object]) -> tupl
     paths = [(file, checkpoint.path(name), readers[name]) for name, file in FILES.items()]
     paths += [(file, checkpoint.config_path(name), []) for name, file in CONFIG_FILES.items()]
     return tuple(
-        HeaderCheck(file.paths[0], path, tuple(networks), tuple(shorten(found.get(path, []))))
+        HeaderCheck(file.paths[0], path, tuple(networks), tuple(_cut(found.get(path, []))))
         for file, path, networks in paths
     )
 
@@ -111,6 +112,11 @@ def _find_problems(
         if spec.published:
             headers.check_onnx(checkpoint.path(name))
     return headers.problems
+
+
+def _cut(lines: Sequence[str]) -> list[str]:
+    """As many lines as can be read, at a length that can be read: they may quote values of any length."""
+    return [line if len(line) <= LONGEST_LINE else f"{line[:LONGEST_LINE]}..." for line in shorten(lines)]
 
 
 def _embed_prompt(weights: Weights) -> None:
