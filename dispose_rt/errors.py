@@ -7,6 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+LISTED_PROBLEMS = 100
+"""Problems in one message: a file can be made to have hundreds of thousands."""
+
 
 class DisposeError(Exception):
     """Root of all errors raised on purpose by dispose_rt and its exporter."""
@@ -33,11 +36,13 @@ class DownloadError(DisposeError):
 
 
 class ManifestError(DisposeError):
-    """An engine directory is missing, damaged, stale or foreign. Lists every problem that was found."""
+    """An engine directory is missing, damaged, stale or foreign. Lists the problems that were found."""
 
     def __init__(self, headline: str, problems: Sequence[str] = (), remedy: str = "") -> None:
         self.problems = tuple(problems)
-        lines = [headline, *(f"  - {problem}" for problem in self.problems)]
+        lines = [headline, *(f"  - {problem}" for problem in self.problems[:LISTED_PROBLEMS])]
+        if len(self.problems) > LISTED_PROBLEMS:
+            lines.append(f"  - and {len(self.problems) - LISTED_PROBLEMS} more")
         if remedy:
             lines.append(remedy)
         super().__init__("\n".join(lines))

@@ -16,10 +16,11 @@ from ..errors import InputError
 ACCEPTED = "an mp4, mov, mkv, webm, avi, ts, mpg, flv, wmv, ogg or gif file"
 """The kinds as messages name them."""
 MAX_FRAME_PIXELS = 2**25
-"""Largest frame that is decoded: 8K. A decoder holds 16 frames and more for reference, and a file of some kilobytes can
-make it do so."""
+"""Largest frame that is decoded: 8K."""
 MAX_FRAME_BYTES = 6 * MAX_FRAME_PIXELS
 """Most that one decoded frame may take: three channels of 16 bits. Only codecs without references have as many."""
+MAX_DECODING_BYTES = 1_300_000_000
+"""Memory that decoding one film may take: the pictures that its decoder keeps, and those that are being shown."""
 _DEMUXERS = (
     *("mov", "matroska", "avi", "mpegts", "mpeg", "mpegvideo", "flv", "asf", "ogg", "mxf", "nut", "dv", "ivf"),
     *("gif", "apng", "h264", "hevc", "m4v", "obu", "yuv4mpegpipe"),
@@ -61,7 +62,7 @@ class _OneFile:
             raise
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        """Return the new place; a place that no file has is FFmpeg's own kind of error: PyAV would print a traceback."""
+        """Return the new place, or FFmpeg's own kind of error where there is none: of ours PyAV prints a traceback."""
         try:
             return self._file.seek(offset, whence)
         except (OSError, ValueError, OverflowError) as error:

@@ -20,10 +20,11 @@ from av.video.reformatter import Interpolation, VideoReformatter
 from ..errors import InputError, InputWarning
 from ..settings import MAX_FPS, MIN_FPS
 from ..types import U8
-from .accepted import ACCEPTED, MAX_FRAME_PIXELS, check_frame_size, open_container
+from .accepted import ACCEPTED, MAX_DECODING_BYTES, MAX_FRAME_PIXELS, check_frame_size, open_container
 from .interruptible import Pulse, call_in_thread, in_thread
 from .orientation import UPRIGHT, Orientation, orientation_of_matrix
 from .parts import Choice
+from .reference_frames import KeptFrames
 from .time_stamps import Stamps
 
 PLAUSIBLE_FPS = 240
@@ -36,6 +37,10 @@ LARGEST_ASPECT = 8
 """A pixel that is stated to be wider or higher than this many times the other way is taken for a mistake."""
 THREADED_BYTES = 25_000_000
 """A larger frame is decoded by one thread: each further one holds frames of its own."""
+_MOST_FRAMES = 64
+"""More frames than any decoder keeps and holds back."""
+_MOTION_BYTES = {"h264": 0.5, "hevc": 0.75}
+"""What decoders keep of a picture besides its pixels, per pixel, as measured."""
 _ATTACHED_PICTURE = 0x0400
 _COUNTING_FORMATS = ("avi",)
 """Their time stamps count places for pictures in the order of storage, and say nothing of the order of display."""
@@ -164,7 +169,7 @@ def find_start(path: Path, beat: Callable[[], None]) -> Fraction | None:
         if container.format.name in _COUNTING_FORMATS:
             packet = next((packet for packet in _packets(container, stream, _Tally(), beat) if packet), None)
             return packet.dts * Fraction(stream.time_base) if packet and packet.dts is not None else None
-        frame = next(_decode(container, stream, _Tally(), beat), None)
+        frame = next(_decode(path, container, stream, _Tally(), beat), None)
         return _stamp(frame, stream) if frame is not None else None
 
 
@@ -188,7 +193,7 @@ def _read(path: Path, choice: Choice, tally: _Tally, pulse: Pulse) -> Iterator[t
         tally.announced = _announced(container, stream)
         reformatter = VideoReformatter()  # kept: it caches the conversion
         pixels = None
-        for number, frame in enumerate(_decode(container, stream, tally, pulse.beat)):
+        for number, frame in enumerate(_decode(path, container, stream, tally, pulse.beat)):
             if pixels is None:
                 pixels, _ = _pixels(frame, stream)
             elif (frame.width, frame.height) != pixels.stored:
@@ -208,7 +213,7 @@ def _call(look: Callable[[Path, Callable[[], None]], Any], path: Path, cancel: t
 def _look(path: Path, beat: Callable[[], None]) -> tuple[Any, ...]:
     """Decode the first frame; see `probe_file`."""
     with _open(path, beat) as (container, stream):
-        frame = next(_decode(container, stream, _Tally(), beat), None)
+        frame = next(_decode(path, container, stream, _Tally(), beat), None)
         if frame is None:
             return False, stream.frames, None, False, None, None, ""
         pixels, problem = _pixels(frame, stream)
@@ -266,9 +271,50 @@ def _bound_decoder(path: Path, stream: Any) -> None:
         context.thread_count = 1
 
 
-def _decode(container: Any, stream: Any, tally: _Tally, beat: Callable[[], None]) -> Iterator[Any]:
+class _DecoderMemory:
+    """What a film's decoder keeps, against what it may.
+
+    Raises:
+        InputError: it is too much.
+    """
+
+    def __init__(self, path: Path, stream: Any) -> None:
+        self._path, self._stream = path, stream
+        context = stream.codec_context
+        self._codec = context.codec.canonical_name
+        self._kept = KeptFrames(self._codec, context.extradata)
+        self._check(0)
+
+    def feed(self, packet: Any, waiting: int) -> None:
+        """Look at a packet before it is decoded; `waiting` pictures went in and have not come out."""
+        if self._most_bytes(_MOST_FRAMES) > MAX_DECODING_BYTES:  # else no packet can be too much
+            self._kept.feed(bytes(packet))
+            self._check(waiting)
+
+    def _check(self, waiting: int) -> None:
+        needed = self._most_bytes(self._kept.count + waiting)
+        if needed > MAX_DECODING_BYTES:
+            raise InputError(
+                f"the video {self._path} makes its decoder keep {self._kept.count + waiting} frames of "
+                f"{self._stream.width} x {self._stream.height} pixels, which takes {needed // 10**6} MB, more than the "
+                f"{MAX_DECODING_BYTES // 10**6} MB that are accepted; scale it down first: "
+                "ffmpeg -i INPUT -vf scale=-2:1080 OUTPUT.mp4"
+            )
+
+    def _most_bytes(self, kept: int) -> int:
+        """Bytes that are taken while `kept` frames wait, two more are on their way, and two are shown as RGB."""
+        context = self._stream.codec_context
+        pixels = max(context.width * context.height, context.coded_width * context.coded_height)  # before cropping
+        bits = context.format.padded_bits_per_pixel if context.format is not None else 12
+        return int((kept + 2) * pixels * (bits / 8 + _MOTION_BYTES.get(self._codec, 0.1)) + 2 * 3 * pixels)
+
+
+def _decode(path: Path, container: Any, stream: Any, tally: _Tally, beat: Callable[[], None]) -> Iterator[Any]:
     """Decode all pictures that are whole; count the others instead of showing the decoder's guesses at them."""
+    memory, begun, ended = _DecoderMemory(path, stream), tally.read, tally.shown + tally.damaged
     for packet in _packets(container, stream, tally, beat):
+        if packet is not None:
+            memory.feed(packet, max(0, tally.read - begun - (tally.shown + tally.damaged - ended) - 1))
         try:
             frames = stream.decode(packet)
         except EOFError:

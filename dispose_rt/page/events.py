@@ -25,19 +25,6 @@ _LARGEST_INTEGER = 2**63
 Fits = Callable[[Any, Any], bool]
 """Takes a component and a value, and returns whether the page's own script may send the value for it."""
 
-_FITS: Mapping[str, Fits] = {
-    "Image": lambda component, value: value is None or _is_file(value),
-    "Video": lambda component, value: value is None or _is_file(value),
-    "Number": lambda component, value: value is None or _is_number(value),
-    "Textbox": lambda component, value: value is None or isinstance(value, str),
-    "Checkbox": lambda component, value: isinstance(value, bool),
-    "Dropdown": lambda component, value: _is_choice(component, value),
-    "CheckboxGroup": lambda component, value: (
-        isinstance(value, list) and all(_is_choice(component, one) for one in value)
-    ),
-}
-"""By class of component; another one would need a line here."""
-
 
 class Events:
     """The events that the page's own script can ask for.
@@ -112,3 +99,17 @@ def _is_file(value: Any) -> bool:
     if not isinstance(value, dict) or value.get("meta") != _FILE_META or "path" not in value:
         return False
     return all(type(entry) in _FILE_ENTRIES.get(name, ()) for name, entry in value.items())
+
+
+_FITS: Mapping[str, Fits] = {
+    "Image": lambda component, value: value is None or _is_file(value),
+    "Video": lambda component, value: value is None or _is_file(value),
+    "Number": lambda component, value: value is None or _is_number(value),
+    "Textbox": lambda component, value: value is None or isinstance(value, str),
+    "Checkbox": lambda component, value: isinstance(value, bool),
+    "Dropdown": _is_choice,
+    "CheckboxGroup": lambda component, value: (
+        isinstance(value, list) and all(_is_choice(component, one) for one in value)
+    ),
+}
+"""By class of component; another one would need a line here."""

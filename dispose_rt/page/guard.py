@@ -16,7 +16,7 @@ from urllib.parse import parse_qs
 
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
-from starlette.requests import cookie_parser
+from starlette.requests import ClientDisconnect, cookie_parser
 from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 
 from ..errors import InputError
@@ -132,6 +132,8 @@ class Guard:
                     answer = Response(_UNKNOWN_SESSION, media_type="text/event-stream")
         except HTTPException as error:
             answer = JSONResponse({"detail": error.detail}, error.status_code, error.headers)
+        except ClientDisconnect:  # an upload broke off: no one is there to be answered, and it is no bug
+            return
         await answer(scope, receive, send)
 
     def _enter(self, scope: Scope, headers: Headers) -> Scope:

@@ -69,7 +69,7 @@ class Area(ABC):
             Exception: anything but a `DisposeError` is a failure.
         """
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027 - most areas have nothing to end
         """End what lasts from case to case."""
 
 

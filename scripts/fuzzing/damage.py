@@ -149,7 +149,7 @@ def damage_json(rng: random.Random, body: Any) -> tuple[Any, str]:
         value, way = copy.deepcopy(rng.choice(_VALUES)), rng.random()
         if way < 0.7:
             parent[key] = value
-            done.append(f"{name} = {ascii(value):.60}")
+            done.append(f"{name} = {value!a:.60}")
         elif way < 0.85:
             del parent[key]
             done.append(f"without {name}")
@@ -158,7 +158,7 @@ def damage_json(rng: random.Random, body: Any) -> tuple[Any, str]:
             done.append(f"another name for {name}")
         else:
             parent.insert(key, value)
-            done.append(f"{ascii(value):.60} before {name}")
+            done.append(f"{value!a:.60} before {name}")
     return damaged, ", ".join(done) or "nothing"
 
 

@@ -29,7 +29,7 @@ from dispose_rt.engines.trust import SIGNATURE_FILE_NAME, find_distrust, sign_di
 from dispose_rt.errors import DisposeError
 from dispose_rt.system.json_reader import checksum_of
 
-from .area import Area, Problem, check_refusal, check_printed, watched_warnings
+from .area import Area, Problem, check_printed, check_refusal, watched_warnings
 from .damage import damage_bytes, damage_json
 
 _SIZES = Sizes(64, 64, 7, 4, (32, 64, 128, 128), 48, 96)

@@ -210,11 +210,11 @@ def _write_film(path: Path, pixels: NDArray[np.uint8], codec: str | None, layout
         voice = container.add_stream(sound, rate=48000) if sound else None
         if voice is not None:
             voice.codec_context.layout = "mono"
-        for number, one in enumerate(pixels if film is not None else ()):
-            frame = av.VideoFrame.from_ndarray(one, format="rgb24")
-            frame.pts = number
-            container.mux(film.encode(frame))
         if film is not None:
+            for number, one in enumerate(pixels):
+                frame = av.VideoFrame.from_ndarray(one, format="rgb24")
+                frame.pts = number
+                container.mux(film.encode(frame))
             container.mux(film.encode(None))
         if voice is not None:
             _write_sound(container, voice)

@@ -35,7 +35,7 @@ class Planted(Area):
         acts: dict[str, Callable[[], object]] = {
             "accepted": lambda: None,
             "refused": lambda: _refuse("the input is planted; take another one"),
-            "untyped": lambda: {}["no such key"],
+            "untyped": _fail,
             "mute": lambda: _refuse(""),
             "obeyed": lambda: check_printed("\x1b[2J"),
             "warning": _warn,
@@ -52,12 +52,16 @@ def _refuse(text: str) -> None:
     raise InputError(text)
 
 
+def _fail() -> None:
+    raise KeyError("no such key")
+
+
 def _warn() -> None:
     with watched_warnings():
         warnings.warn("a library's own", RuntimeWarning, stacklevel=1)
 
 
 def _fail_in_thread() -> None:
-    thread = threading.Thread(target=lambda: {}["no such key"])
+    thread = threading.Thread(target=_fail)
     thread.start()
     thread.join()

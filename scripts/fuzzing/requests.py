@@ -29,7 +29,7 @@ from .media import Media
 
 LOOK_AFTER = 10
 """Cases after which a visit to the page must succeed."""
-_QUIET_S = 0.6
+_QUIET_S = 1.0
 """A connection on which nothing came for so long is given its end: the server may wait for the rest of a request."""
 _BOUNDARY = "fuzz-boundary"
 _BUG = "Something went wrong inside dispose-rt"
