@@ -40,7 +40,7 @@ def make_browser_copy(
         Cancelled: `cancel` was set.
     """
     is_whole = not start_s and duration_s is None
-    if is_whole and is_playable(source):
+    if is_whole and is_playable(source, cancel):
         return source
     video = media.open_video(source, cancel=cancel).part(start_s, duration_s)
     metadata = keep_record(media.read_metadata(source, cancel))
@@ -52,13 +52,17 @@ def make_browser_copy(
     return target
 
 
-def is_playable(source: Path) -> bool:
-    """Whether current browsers play a video file."""
+def is_playable(source: Path, cancel: threading.Event | None = None) -> bool:
+    """Whether current browsers play a video file.
+
+    Raises:
+        Cancelled: `cancel` was set.
+    """
     codecs = _PLAYABLE.get(source.suffix.lower())
     if codecs is None:
         return False
     try:
-        codec, pixel_format = find_codec(source)
+        codec, pixel_format = find_codec(source, cancel)
     except InputError:
         return False
     return codec in codecs and pixel_format in _PLAYABLE_FORMATS

@@ -8,7 +8,8 @@ import secrets
 import shutil
 import threading
 import warnings
-from collections.abc import AsyncGenerator, Callable, Collection, Mapping
+from collections.abc import AsyncGenerator, Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any, Protocol
 
 from ..errors import Cancelled, DisposeError, InputWarning, PerformanceWarning
 from .browser_copy import make_browser_copy
-from .problems import hide_paths, report_bug
+from .problems import explain, hide_paths
 from .stage_times import StageTimes
 from .uploads import Uploads
 
@@ -104,6 +105,7 @@ class Jobs:
         self._folder = folder
         self.uploads = Uploads(copies)
         self._latest: dict[str, Job] = {}
+        self._checks: dict[str, set[threading.Event]] = {}
         self._at_work = threading.Lock()
         self._closed = False
 
@@ -115,6 +117,8 @@ class Jobs:
     def close(self) -> None:
         """Cancel all jobs and wait for the run at work. Calling it twice is fine."""
         self._closed = True
+        for visitor in tuple(self._checks):
+            self._end_checks(visitor)
         for job in list(self._latest.values()):
             job.cancel.set()
         with self._at_work:
@@ -129,8 +133,26 @@ class Jobs:
         job = self._latest[visitor] = Job(reference, video, dict(arguments), folder, output)
         return job
 
+    @contextmanager
+    def checking(self, visitor: str) -> Iterator[threading.Event]:
+        """Yield an event that is set when the visitor cancels or leaves while an upload is checked."""
+        cancel = threading.Event()
+        self._checks.setdefault(visitor, set()).add(cancel)
+        try:
+            yield cancel
+        finally:
+            left = self._checks.get(visitor, set())
+            left.discard(cancel)
+            if not left:
+                self._checks.pop(visitor, None)
+
+    def _end_checks(self, visitor: str) -> None:
+        for cancel in tuple(self._checks.get(visitor, ())):
+            cancel.set()
+
     def cancel(self, visitor: str) -> Job | None:
-        """Cancel a visitor's job. A run that has begun ends with its current step."""
+        """Cancel a visitor's job and checks. A run that has begun ends with its current step."""
+        self._end_checks(visitor)
         job = self._latest.get(visitor)
         if job is not None:
             job.cancel.set()
@@ -139,7 +161,8 @@ class Jobs:
         return job
 
     def forget(self, visitor: str) -> None:
-        """Cancel a visitor's job and remove its files."""
+        """Cancel a visitor's job and checks, and remove the job's files."""
+        self._end_checks(visitor)
         job = self._latest.pop(visitor, None)
         if job is not None:
             job.cancel.set()
@@ -183,12 +206,8 @@ class Jobs:
                 self._animate(job)
         except Cancelled:
             return JobState.CANCELLED
-        except DisposeError as error:
-            job.problem = job.hide_folders(str(error))
-        except MemoryError:
-            job.problem = "The machine has too little memory for this; take a shorter video, or a larger stride."
         except Exception as error:
-            job.problem = report_bug(error)
+            job.problem = job.hide_folders(explain(error))
         else:
             return JobState.DONE
         finally:

@@ -12,7 +12,7 @@ import gradio as gr
 
 from .. import __version__
 from ..engines.manifest import Manifest
-from ..errors import DisposeError, InputError
+from ..errors import Cancelled, DisposeError, InputError
 from ..media import open_video, read_image
 from ..settings import SETTINGS
 from .bounds import KEPT_S
@@ -20,7 +20,7 @@ from .browser_copy import is_playable
 from .fields import Field, list_fields, read_form
 from .fragments import CONSENT, HEADER, IDLE, UNSEEN, show_footer, show_job, show_problem
 from .jobs import POLL_S, Job, Jobs, JobState
-from .problems import hide_paths, report_bug
+from .problems import explain, hide_paths
 from .style import PLAY_BOTH
 from .uploads import Uploads
 
@@ -52,7 +52,7 @@ def make_blocks(jobs: Jobs, engines: Path, manifests: Sequence[Manifest]) -> gr.
             with gr.Column(scale=1, min_width=320):
                 animate, cancel, *shown = _make_results()
         gr.HTML(show_footer(engines, manifests, __version__), padding=False)
-        _connect_uploads(reference, video, shown[0])
+        _connect_uploads(jobs, reference, video, shown[0])
         _connect_runs(jobs, animate, cancel, [reference, video, *form], shown, fields)
 
         async def leave(request: gr.Request) -> None:
@@ -80,15 +80,18 @@ def _make_results() -> list[Any]:
     return [animate, cancel, status, comparison, driving, result, download, animate, cancel]
 
 
-def _connect_uploads(reference: Any, video: Any, status: Any) -> None:
+def _connect_uploads(jobs: Jobs, reference: Any, video: Any, status: Any) -> None:
     """Check uploads as soon as they arrive, one at a time: decoding takes memory."""
     lane: dict[str, Any] = {"concurrency_id": "checks", "concurrency_limit": 1}
 
     def check_picture(path: str | None) -> Any:
         return _check_upload(path, read_image)
 
-    def check_video(path: str | None) -> Any:
-        return _check_upload(path, open_video, is_playable)
+    def check_video(request: gr.Request, path: str | None) -> Any:
+        with jobs.checking(str(request.session_hash)) as cancel:
+            return _check_upload(
+                path, lambda path: open_video(path, cancel=cancel), lambda path: is_playable(path, cancel)
+            )
 
     reference.upload(check_picture, reference, status, **lane, **_QUIET)
     video.upload(check_video, video, status, **lane, **_QUIET)
@@ -220,11 +223,11 @@ def _check_upload(
         return gr.skip()
     try:
         read(path)
-    except DisposeError as error:
-        return show_problem(hide_paths(str(error), (Path(path),)), "This file cannot be used.")
+        return gr.skip() if can_be_seen(Path(path)) else UNSEEN
+    except Cancelled:  # the visitor has left, or gone on
+        return gr.skip()
     except Exception as error:
-        return show_problem(report_bug(error), "This file cannot be used.")
-    return gr.skip() if can_be_seen(Path(path)) else UNSEEN
+        return show_problem(hide_paths(explain(error), (Path(path),)), "This file cannot be used.")
 
 
 def _updates(html: str, *, busy: bool = False, job: Job | None = None) -> tuple[Any, ...]:

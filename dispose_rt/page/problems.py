@@ -8,6 +8,9 @@ import secrets
 from collections.abc import Iterable
 from pathlib import Path
 
+from ..errors import DisposeError
+from ..system.memory import is_out_of_memory
+
 _LOG = logging.getLogger("dispose_rt")
 _ABSOLUTE = re.compile(r"(?<![\w.:/~-])(?:[A-Za-z]:)?[/\\](?:[^\s/\\'\"<>|:;,]+[/\\])+([^\s/\\'\"<>|:;,]*)")
 _QUOTED = re.compile(r"(['\"])(?:[A-Za-z]:)?[/\\](?:[^'\"\n/\\]+[/\\])*([^'\"\n/\\]+)\1")
@@ -15,6 +18,19 @@ _BUG = (
     "Something went wrong inside dispose-rt ({kind}, reference {reference}). That is a bug, not your input; the log of "
     "the page has more under this reference. The page goes on: change something and try again."
 )
+
+
+_NO_MEMORY = "The machine has too little memory for this; take a shorter video, or a larger stride."
+
+
+def explain(error: Exception) -> str:
+    """Return what a visitor reads of an error: our own message, lack of memory whoever found it, or a reference.
+
+    Call it while the error is being handled, see `report_bug`. Paths are still in it.
+    """
+    if isinstance(error, DisposeError):
+        return str(error)
+    return _NO_MEMORY if is_out_of_memory(error) else report_bug(error)
 
 
 def hide_paths(message: str, known: Iterable[Path] = ()) -> str:
