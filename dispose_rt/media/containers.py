@@ -39,7 +39,7 @@ THREADED_BYTES = 25_000_000
 """A larger frame is decoded by one thread: each further one holds frames of its own."""
 _MOST_FRAMES = 64
 """More frames than any decoder keeps and holds back."""
-_MOTION_BYTES = {"h264": 0.5, "hevc": 0.75}
+_MOTION_BYTES = {"h264": 0.5, "hevc": 1.1}
 """What decoders keep of a picture besides its pixels, per pixel, as measured."""
 _ATTACHED_PICTURE = 0x0400
 _COUNTING_FORMATS = ("avi",)

@@ -29,6 +29,7 @@ class Planted(Area):
     def draw(self, rng: random.Random, case: Path, number: int) -> str:
         fault = _ALL[number % len(_ALL)]
         (case / "input.txt").write_text(fault)
+        (case / "noise.bin").write_bytes(rng.randbytes(16))
         return f"{fault}, planted"
 
     def run(self, case: Path) -> bool:

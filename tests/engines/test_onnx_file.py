@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 from dispose_rt.cli import main
 from dispose_rt.engines import onnx_file
 from dispose_rt.engines.backends import onnxruntime as backend
+from dispose_rt.engines.backends.aotinductor_package import read_label
 from dispose_rt.engines.manifest import Manifest, NetworkRecord, read_manifest, record_file, write_manifest
 from dispose_rt.engines.onnx_file import find_foreign_parts
 from dispose_rt.engines.open import Engines
@@ -90,6 +92,13 @@ def test_what_the_manifest_does_not_list_is_refused(
                 (tmp_path / "x.onnx").write_bytes(content)
                 with pytest.raises(ValueError, match="it "):
                     find_foreign_parts(tmp_path / "x.onnx", ())
+        with every("no regular file"):
+            os.mkfifo(tmp_path / "pipe.onnx")
+            for path in (tmp_path / "pipe.onnx", Path("/dev/zero")):  # either would be read for ever
+                with pytest.raises(ValueError, match="no regular file"):
+                    find_foreign_parts(path, ())
+                with pytest.raises(EngineError, match="no regular file"):
+                    read_label(path)
         with every("a function of the file itself"):
             function = helper.make_function(
                 "own", "F", ["x"], ["y"], [helper.make_node("Neg", ["x"], ["y"])], [helper.make_opsetid("", 17)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 import signal
 import struct
 import sys
@@ -9,14 +11,17 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import av
 import pytest
 
 from dispose_rt.errors import Cancelled, InputError
 from dispose_rt.media import VideoWriter, accepted, containers, interruptible, open_video, write_video
 from dispose_rt.media.parts import Choice
+from dispose_rt.media.reference_frames import KeptFrames
 from dispose_rt.media.sound import has_sound
 from tests.every import each, every_item
 
@@ -169,6 +174,75 @@ def test_reading_ends_within_two_seconds(
                     with pytest.raises(error):
                         read(cancel)
                     assert time.monotonic() - begin_s < 2
+
+
+def test_a_pipe_can_be_left(make_clip: ClipMaker, tmp_path: Path, alarm: Callable[[float], None]) -> None:
+    """What has become a pipe since it was checked blocks the calls into FFmpeg themselves: while it is opened, read."""
+    whole = make_clip("clip.ts", noise_frames(20)).read_bytes()
+    with every_item() as every:
+        for sent, error in ((b"", KeyboardInterrupt), (whole[: len(whole) // 2], Cancelled)):
+            with every(len(sent), error.__name__):
+                pipe = tmp_path / f"{error.__name__}.ts"
+                os.mkfifo(pipe)
+                kept: list[int] = []
+                if sent:
+                    threading.Thread(target=_send, args=(pipe, sent, kept)).start()
+                cancel, begin_s = threading.Event(), time.monotonic()
+                if error is Cancelled:
+                    threading.Timer(0.3, cancel.set).start()
+                else:
+                    alarm(0.3)
+                with pytest.raises(error):
+                    containers.probe_file(pipe, True, cancel)
+                assert time.monotonic() - begin_s < 2
+                for one in kept or [os.open(pipe, os.O_RDWR)]:  # lets the reader go
+                    os.close(one)
+
+
+def _send(pipe: Path, content: bytes, kept: list[int]) -> None:
+    kept.append(os.open(pipe, os.O_WRONLY))
+    with suppress(BrokenPipeError):
+        os.write(kept[0], content)
+
+
+def test_films_that_take_too_much_memory_are_refused(
+    make_clip: ClipMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The frames that a decoder keeps are read from the headers, in front of the film and inside."""
+    frames = numbered_frames(20)
+    monkeypatch.setattr(containers, "MAX_DECODING_BYTES", 16 * 96 * 64 * 2)  # 11 frames of H.264 at 2 bytes a pixel
+    with every_item() as every:
+        for suffix, count in itertools.product(("mp4", "ts"), (4, 16)):
+            with every(suffix, count):
+                options = {"x264-params": f"ref={count}:bframes=0", "preset": "ultrafast"}
+                clip = make_clip(f"clip.{suffix}", frames, options=options)
+                if count < 16:
+                    assert len(list(open_video(clip, 24).frames())) == 20
+                    continue
+                with pytest.raises(InputError, match="keep 16 frames of 96 x 64 pixels, which takes 0 MB"):
+                    open_video(clip)
+        for suffix, count in (("mp4", 5), ("ts", 3)):
+            with every("hevc", suffix, count):
+                options = {"x265-params": f"ref={count}:bframes=0:log-level=error", "preset": "ultrafast"}
+                clip = make_clip(f"hevc.{suffix}", frames, codec="libx265", options=options)
+                with av.open(str(clip)) as container:
+                    kept = KeptFrames("hevc", container.streams.video[0].codec_context.extradata)
+                assert kept.count == count
+        with every("inside"):
+            few, many = (
+                make_clip(f"{count}.h264", frames, options={"x264-params": f"ref={count}:bframes=0"}).read_bytes()
+                for count in (1, 16)
+            )
+            (tmp_path / "joined.h264").write_bytes(few + many)
+            video = open_video(tmp_path / "joined.h264", 24)
+            with pytest.raises(InputError, match="keep 1[6-9] frames"):
+                list(video.frames())
+        with every("waiting"), containers._open(tmp_path / "joined.h264", lambda: None) as (container, stream):
+            memory = containers._DecoderMemory(tmp_path / "joined.h264", stream)
+            packet = next(container.demux(stream))
+            memory.feed(packet, 10)
+            with pytest.raises(InputError, match="keep 12 frames"):  # ten wait to be shown, and one is on its way
+                memory.feed(packet, 11)
 
 
 def test_an_abandoned_output_waits_for_no_sound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

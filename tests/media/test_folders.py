@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +15,8 @@ from PIL import Image, ImageSequence
 
 from dispose_rt.errors import InputError
 from dispose_rt.media import folders, open_video, read_image
+
+from tests.every import each
 
 from .conftest import ClipMaker, noise_frames, numbered_frames
 
@@ -84,19 +87,21 @@ def test_a_folder_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.Monke
         open_video(tmp_path)
 
 
-@pytest.mark.parametrize("kind", ["circle", "dangling", "pipe", "device"])
+@each(kind=["circle", "dangling", "pipe", "device", "socket"])
 def test_paths_that_lead_to_no_file(tmp_path: Path, kind: str) -> None:
-    path = tmp_path / "in.mp4"
+    path = tmp_path / f"{kind}.mp4"
     match = "is a link that leads nowhere"
     if kind == "circle":
         path.symlink_to(path)
     elif kind == "dangling":
         path.symlink_to(tmp_path / "gone.mp4")
     else:
-        path = path if kind == "pipe" else Path("/dev/zero")
+        path = Path("/dev/zero") if kind == "device" else path
         match = "is not a regular file"
         if kind == "pipe":
             os.mkfifo(path)
+        elif kind == "socket":
+            os.mknod(path, stat.S_IFSOCK | 0o600)
     for read in (open_video, read_image):
         with pytest.raises(InputError, match=match):
             read(path)

@@ -335,7 +335,7 @@ def test_srgb_by_any_name_changes_no_pixel(photo: Path) -> None:
 
 
 def test_a_damaged_profile_is_reported(tmp_path: Path, adobe_rgb: bytes) -> None:
-    for profile in (b"no profile", adobe_rgb[:200]):
+    for profile in (b"no profile", adobe_rgb[:200], adobe_rgb[:16] + b"R\xffB " + adobe_rgb[20:]):
         Image.fromarray(smooth_pixels()).save(tmp_path / "a.png", icc_profile=profile)
         with pytest.warns(InputWarning, match=r"a\.png has a damaged colour profile .* taken for sRGB"):
             np.testing.assert_array_equal(read_image(tmp_path / "a.png"), smooth_pixels())

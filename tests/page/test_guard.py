@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import json
 import os
+import socket
 import threading
 import urllib.error
 import urllib.request
@@ -14,6 +16,7 @@ from pathlib import Path
 from queue import Queue
 from types import SimpleNamespace
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
@@ -38,7 +41,7 @@ class Page:
     """A served page, and a client that is no browser."""
 
     def __init__(self, url: str, runner: FakeRunner) -> None:
-        self.url, self.runner = url, runner
+        self.url, self.runner, self.port = url, runner, urlsplit(url).port
         self.folder = Path(os.environ["GRADIO_TEMP_DIR"])
         config = json.loads(self.get("config")[1])
         self.begin = next(one for one in config["dependencies"] if len(one["inputs"]) > 2)
@@ -89,7 +92,9 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
     assert not serving.is_alive()
 
 
-def test_no_request_reaches_a_file_that_was_not_uploaded(page: Page, tmp_path: Path) -> None:
+def test_no_request_reaches_a_file_that_was_not_uploaded(
+    page: Page, tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
     """Every way to name a file of the host is refused in the same words, whether there is such a file or not."""
     upload = Path(page.upload("a photo.png", b"no picture"))
     secret = tmp_path / "secret.png"
@@ -159,6 +164,36 @@ def test_no_request_reaches_a_file_that_was_not_uploaded(page: Page, tmp_path: P
         with every("what is no request"):
             for body in (b"", b"[]", b"[" * 100_000, b'{"session_hash": "../a"}', b"\xff"):
                 assert page.post("queue/join", body) == (400, '{"detail":"The request cannot be read."}')
+        whole = {"fn_index": page.begin["id"], "data": page.form, "session_hash": "abc", "trigger_id": 1}
+        numbers = [number for number, value in enumerate(page.form) if type(value) in (int, float)]
+        choices = next(number for number, value in enumerate(page.form) if isinstance(value, list))
+        unseen = next(one["id"] for one in json.loads(page.get("config")[1])["dependencies"] if not one["backend_fn"])
+        damages: list[tuple[Any, ...]] = [
+            *(("fn_index", value) for value in (None, -1, 10**6, 1.0, "0", True, unseen)),
+            *(("data", value) for value in (None, [], {}, page.form[1:], [*page.form, None])),
+            *(("session_hash", None), ("trigger_id", "1"), ("event_data", float("nan")), ("event_data", float("inf"))),
+            *(("event_data", 2**63), ("event_data", 10**400), ("event_data", "\ud800"), ("\ud800", 1)),
+            *(("data", numbers[0], value) for value in ("1", [], {}, True, float("nan"))),
+            *(("data", choices, value) for value in (0.0, [None], ["other"], {})),
+            *(("data", 0, value) for value in (0, "", [], {}, {"meta": {"_type": "gradio.FileData"}})),
+            *(("data", 1, {"path": str(upload), "meta": value}) for value in (None, {}, {"_type": "x"})),
+            ("data", 1, {"path": str(upload), "meta": {"_type": "gradio.FileData"}, "size": "1"}),
+        ]
+        for *keys, value in damages:
+            with every("not what the page sends", keys, f"{value!a:.40}"):
+                body = copy.deepcopy(whole)
+                (body if len(keys) == 1 else body[keys[0]])[keys[-1]] = value
+                for route in ("queue/join", "run/predict"):
+                    assert page.post(route, body) == (400, '{"detail":"The request cannot be read."}')
+        with every("a session that has asked for nothing"):
+            assert '"session_not_found":true' in page.get("gradio_api/queue/data?session_hash=unknown")[1]
+            assert '"session_not_found":true' in page.get("gradio_api/queue/data?session_hash=../x")[1]
+        with every("an upload that breaks off"), socket.create_connection(("127.0.0.1", page.port)) as connection:
+            head = "POST /dispose/gradio_api/upload HTTP/1.1\r\nHost: localhost\r\nContent-Length: 900\r\n"
+            kind = "Content-Type: multipart/form-data; boundary=x\r\n\r\n--x\r\n"
+            connection.sendall((head + kind).encode())
+            connection.shutdown(socket.SHUT_WR)
+            assert connection.recv(100) == b""
         for route in (
             "proxy=http://127.0.0.1:9/",
             "deep_link",
@@ -177,6 +212,8 @@ def test_no_request_reaches_a_file_that_was_not_uploaded(page: Page, tmp_path: P
     status, text = page.get("")
     assert status == 200
     assert str(Path.cwd()) not in text
+    said = capfd.readouterr()
+    assert "Traceback" not in said.out + said.err + caplog.text  # visitors write nothing into the page's log
 
 
 def test_jobs_end_whose_visitor_does_not_listen(page: Page, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 
@@ -185,6 +186,14 @@ def test_an_error_is_explained_without_our_folders(jobs: Jobs, runner: FakeRunne
     }.items():
         runner.failure = EngineError(said)
         assert finish(jobs, tmp_path).problem == shown
+    for failure in (  # whoever finds that memory lacks
+        MemoryError(),
+        np._core._exceptions._ArrayMemoryError((2**40,), np.dtype(np.uint8)),
+        RuntimeError("onnxruntime: Failed to allocate memory for requested buffer of size 99"),
+        cv2.error("OpenCV(4.12.0) alloc.cpp:73: error: (-4:Insufficient memory) Failed to allocate 9 bytes"),
+    ):
+        runner.failure = failure
+        assert finish(jobs, tmp_path).problem.startswith("The machine has too little memory for this")
     runner.failure = None
     assert finish(jobs, tmp_path).state is JobState.DONE
 

@@ -83,13 +83,14 @@ class OnnxRuntimeEngine(Engine):
             raise EngineError(f"{network}: {path} is not opened: it {'; it '.join(foreign)}. {again}")
         try:
             session = onnxruntime.InferenceSession(str(path), _session_options(), providers=["CPUExecutionProvider"])
+            signature = _signature_of(session)  # names that are no UTF-8 raise
         except Exception as error:  # ONNX Runtime raises a dozen unrelated types
             if is_out_of_memory(error):
                 raise OutOfMemoryError(
                     f"{network}: there is too little memory to load {path}. {_LOADING_HELP}"
                 ) from error
             raise EngineError(f"{network}: ONNX Runtime cannot load {path}: {error}. {again}") from error
-        differences = signature_differences(network, self._sizes, self._compute_dtype, _signature_of(session))
+        differences = signature_differences(network, self._sizes, self._compute_dtype, signature)
         if differences:
             listed = "; ".join(differences)
             raise EngineError(
