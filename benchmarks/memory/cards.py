@@ -1,7 +1,7 @@
 """Prints which settings fit on which graphics card, by the plan of the runtime: the tables of docs/MEMORY.md.
 
-    python benchmarks/memory/cards.py           published sizes of the networks, see docs/MEASUREMENTS.md
-    python benchmarks/memory/cards.py ENGINES   sizes that the build of an engine directory has recorded
+python benchmarks/memory/cards.py           published sizes of the networks, see docs/MEASUREMENTS.md
+python benchmarks/memory/cards.py ENGINES   sizes that the build of an engine directory has recorded
 """
 
 from __future__ import annotations

@@ -110,3 +110,12 @@ def test_what_the_manifest_does_not_list_is_refused(
             monkeypatch.setattr(onnx_file, "_MOST_FIELDS", 5)
             with pytest.raises(ValueError, match="more parts"):
                 find_foreign_parts(tmp_path / "f.onnx", ())
+        with every("a name that is no UTF-8"):
+            monkeypatch.undo()
+            manifest = with_model(tmp_path / "letters")
+            path = manifest.folder / "unet.onnx"
+            model = onnx.load(path)
+            model.graph.input[0].type.tensor_type.shape.dim[0].dim_param = "frames"
+            path.write_bytes(model.SerializeToString().replace(b"frames", b"fr\x86mes"))
+            with pytest.raises(EngineError, match="ONNX Runtime cannot load"):
+                Engines(manifest)("unet")

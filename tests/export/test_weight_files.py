@@ -184,3 +184,7 @@ def test_everything_that_is_wrong_is_in_one_message(
     assert max(map(len, parts.values())) == 11
     assert not (tmp_path / "e").exists()
     check_weights(Checkpoint(golden_checkpoint))
+    put(CONFIG_FILES["svd_unet"].paths[0], json.dumps({"layers_per_block": [0] * 5000}).encode())
+    with pytest.raises(CheckpointError, match="layers_per_block is") as caught:
+        check_weights(Checkpoint(folder))
+    assert max(map(len, str(caught.value).splitlines())) < 400

@@ -15,7 +15,6 @@ from PIL import Image, ImageSequence
 
 from dispose_rt.errors import InputError
 from dispose_rt.media import folders, open_video, read_image
-
 from tests.every import each
 
 from .conftest import ClipMaker, noise_frames, numbered_frames
