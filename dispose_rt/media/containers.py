@@ -200,9 +200,19 @@ def _read(path: Path, choice: Choice, tally: _Tally, pulse: Pulse) -> Iterator[t
                 _refuse_new_size(path, number, frame, pixels.stored)
             stamp = _stamp(frame, stream)
             if choice.takes(number, stamp):
-                yield number, stamp, pixels.convert(reformatter, frame)
+                yield number, stamp, _convert(path, number, reformatter, frame, pixels)
             elif choice.is_over:
                 return
+
+
+def _convert(path: Path, number: int, reformatter: VideoReformatter, frame: Any, pixels: _Pixels) -> U8:
+    try:
+        return pixels.convert(reformatter, frame)
+    except av.FFmpegError as error:  # for example of colours that damage has made up
+        raise InputError(
+            f"frame {number} of the video {path} cannot be converted to RGB ({error.strerror}): it is damaged, or of a "
+            "rare kind; convert it first: ffmpeg -i INPUT -pix_fmt yuv420p OUTPUT.mp4"
+        ) from error
 
 
 def _call(look: Callable[[Path, Callable[[], None]], Any], path: Path, cancel: threading.Event | None) -> Any:

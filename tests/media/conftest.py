@@ -69,7 +69,7 @@ def make_clip(tmp_path: Path) -> ClipMaker:
         with av.open(str(path), "w", options=muxer or {}) as container:
             stream = container.add_stream(codec, rate=rate, options=options or {})
             stream.height, stream.width = frames[0].shape[:2]
-            stream.pix_fmt = {"ffv1": "bgr0", "mjpeg": "yuvj420p"}.get(codec, "yuv420p")
+            stream.pix_fmt = {"ffv1": "bgr0", "mjpeg": "yuvj420p", "prores": "yuv422p10le"}.get(codec, "yuv420p")
             tick = Fraction(1, 1000) if times_ms is not None else 1 / Fraction(rate)
             stream.codec_context.time_base = tick
             if aspect is not None:

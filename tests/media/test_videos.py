@@ -283,6 +283,12 @@ def test_a_size_that_changes_names_the_frame(make_clip: ClipMaker, tmp_path: Pat
     assert next(frames).shape == (64, 64, 3)
     with pytest.raises(InputError, match=r"frame 4 of the video .* is 128 x 128 pixels, frame 0 is 64 x 64"):
         list(frames)
+    odd = make_clip("odd.mov", noise_frames(1), codec="prores")
+    content = bytearray(odd.read_bytes())
+    content[content.index(b"icpf") + 20] = 3  # a matrix of colours that is reserved
+    odd.write_bytes(content)
+    with pytest.raises(InputError, match=r"frame 0 of the video .*odd\.mov cannot be converted to RGB"):
+        list(open_video(odd).frames())
 
 
 # --- iterables ---
