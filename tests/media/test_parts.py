@@ -20,7 +20,7 @@ from .conftest import ClipMaker, noise_frames, numbered_frames
 
 COUNT = 30
 UNEVEN_MS = (7000 + np.arange(COUNT) * 40 + np.arange(COUNT) ** 2).tolist()
-SPANS: tuple[tuple[float, float | None], ...] = (
+SPANS: tuple[tuple[Any, Any], ...] = (
     (0.1, None),
     (np.float32(0.5), np.int64(7)),
     (0.32, 0.2),
