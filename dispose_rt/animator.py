@@ -294,10 +294,9 @@ class Animator:
 
         Each of them is loaded when it is first needed, and kept while memory suffices.
         """
-        folder = manifest.folder
-        known = folder in self._engines
-        engines = self._engines[folder] = self._engines.pop(folder) if known else Engines(manifest, self.device)
-        return engines
+        opened = self._engines.pop(manifest.folder, None)
+        self._engines[manifest.folder] = opened or Engines(manifest, self.device)
+        return self._engines[manifest.folder]
 
     def _close_idle(self, used: Engines) -> bool:
         """Close the directory on the same device that was used least recently; False where there is no other."""

@@ -84,6 +84,13 @@ class NetworkRecord:
     signature: Mapping[str, Signature] = field(default_factory=dict)
     scratch_bytes: int | None = None
 
+    def to_json(self) -> dict[str, Any]:
+        """The object that files hold; what is unknown is left out, as directories of older versions do."""
+        body = asdict(self)
+        if self.scratch_bytes is None:
+            del body["scratch_bytes"]
+        return body
+
 
 @dataclass(frozen=True)
 class Manifest:
@@ -124,9 +131,7 @@ class Manifest:
         """The object that the file holds, its checksum included."""
         body = asdict(self)
         del body["folder"], body["stamps"], body["trusted"]
-        for record in body["networks"].values():
-            if record["scratch_bytes"] is None:  # as in manifests of before, so that they keep their checksum
-                del record["scratch_bytes"]
+        body["networks"] = {name: one.to_json() for name, one in self.networks.items()}
         body = {"format": FORMAT, "revision": REVISION, "contract_revision": contract.REVISION, **body}
         return {**body, "checksum": checksum_of(body)}
 
@@ -294,21 +299,20 @@ def _read_signature(value: Any, what: str) -> Signature:
     return _DTYPE(dtype, f"{what}[0]"), items(_DIMENSION)(shape, f"{what}[1]")
 
 
-_RECORD = record(
-    NetworkRecord,
-    files=items(_FILE, 1),
-    build_key=_WORD,
-    compute_dtype=_DTYPE,
-    verification=entries(_TENSOR_NAME, number(0, 1e9)),
-    backend=choice(*BACKENDS),
-    signature=entries(_TENSOR_NAME, _read_signature),
-    scratch_bytes=lambda value, what: None if value is None else integer(0, 1 << 50)(value, what),
-)
+_RECORD_TABLE: Mapping[str, Reader] = {
+    "files": items(_FILE, 1),
+    "build_key": _WORD,
+    "compute_dtype": _DTYPE,
+    "verification": entries(_TENSOR_NAME, number(0, 1e9)),
+    "backend": choice(*BACKENDS),
+    "signature": entries(_TENSOR_NAME, _read_signature),
+}
 
 
 def _read_network(value: Any, what: str) -> NetworkRecord:
     """Read a network's record; those of older directories do not say how much scratch memory it takes."""
-    network: NetworkRecord = _RECORD({"scratch_bytes": None, **an_object(value, what)}, what)
+    optional = {"scratch_bytes": integer(0, 1 << 50)} if "scratch_bytes" in an_object(value, what) else {}
+    network: NetworkRecord = record(NetworkRecord, **_RECORD_TABLE, **optional)(value, what)
     return network
 
 
@@ -369,7 +373,7 @@ def _read_networks(
 
 
 def parse_network_record(value: Any, name: str = "the network") -> NetworkRecord:
-    """Read what `asdict` made of a NetworkRecord, back from JSON.
+    """Read what `NetworkRecord.to_json` returned, back from JSON.
 
     Args:
         value: an object as JSON has it.

@@ -10,7 +10,6 @@ import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -81,7 +80,7 @@ def write_record(output: Path, network: str, record: NetworkRecord, seconds: flo
     path = _record_path(output, network)
     path.parent.mkdir(exist_ok=True)
     body = {
-        "record": asdict(record),
+        "record": record.to_json(),
         "stamps": {file.path: _stamp(output / file.path) for file in record.files},
         "seconds": round(seconds, 3),
     }
