@@ -63,7 +63,10 @@ class Engines:
     def release(self, networks: Collection[str]) -> None:
         """Close networks that are loaded, and those that read tensors of theirs. They are loaded again when used."""
         borrowers = [name for name, lender in LENDERS.items() if lender in networks]
-        for name in {*networks, *borrowers} & self._loaded.keys():
+        closed = {*networks, *borrowers} & self._loaded.keys()
+        for loader in self._loaders.values():
+            loader.drop_graphs(closed)
+        for name in closed:
             self._loaded.pop(name).close()
 
     def close(self) -> None:

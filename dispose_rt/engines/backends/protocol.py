@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -350,10 +350,15 @@ class EngineLoader(ABC):
             self._graphs[engine.name] = engine.placement, graph
         return graph
 
-    def drop_graphs(self) -> None:
-        """Close all graphs of single networks, after the work with them."""
-        while self._graphs:
-            self._graphs.popitem()[1][1].close()
+    def drop_graphs(self, networks: Collection[str] | None = None) -> None:
+        """Close graphs of single networks, after the work with them and before these networks are closed.
+
+        Args:
+            networks: whose; None for all.
+        """
+        for name in list(self._graphs):
+            if networks is None or name in networks:
+                self._graphs.pop(name)[1].close()
 
     def trim(self) -> None:
         """Give memory of a GPU that is kept for later back, before someone else allocates; nothing on the CPU."""
