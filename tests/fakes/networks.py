@@ -95,6 +95,7 @@ class FakeNetworks:
         return self.loaded[name]
 
     def release(self, names: Iterable[str]) -> None:
+        self.loader.drop_graphs({*names})
         for name in {*names} & self.loaded.keys():
             self.loaded.pop(name).close()
 
