@@ -4,6 +4,7 @@ before somebody waits for them. What is queued in a wrong order, waited for too 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pytest
 from dispose_rt import Animator
 from dispose_rt.device import open_device
 from dispose_rt.engines.backends import onnxruntime
+from dispose_rt.stages.denoise import loop
 from tests.fakes import cuda as fake_cuda
 from tests.golden_case import GoldenCase, Trace, animate
 
@@ -33,16 +35,18 @@ def cuda(expected: Trace, monkeypatch: pytest.MonkeyPatch) -> fake_cuda.FakeCuda
     return cuda
 
 
-def check_graphs_and_leftovers(cuda: fake_cuda.FakeCuda) -> None:
-    assert cuda.calls.count("cudaStreamBeginCapture") == 1
-    assert cuda.calls.count("cudaGraphLaunch") == int(CASE["config"][6]) - 1
+def check_graphs_and_leftovers(cuda: fake_cuda.FakeCuda, graphs: int) -> None:
+    """One graph for a whole step, or one for each network of its only tile."""
+    assert cuda.calls.count("cudaStreamBeginCapture") == graphs
+    assert cuda.calls.count("cudaGraphLaunch") == graphs * (int(CASE["config"][6]) - 1)
     for left in (cuda.blocks, cuda.host_blocks, cuda.streams, cuda.events, cuda.graphs, cuda.executables):
         assert left == {}
 
 
 def test_every_stage_has_the_bits_of_the_cpu(
-    cuda: fake_cuda.FakeCuda, expected: Trace, golden_engines: Callable[..., Path]
+    cuda: fake_cuda.FakeCuda, expected: Trace, golden_engines: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(loop, "SHORT_TILE_S", math.inf)
     trace = animate(golden_engines(CASE), **CASE.arguments())
     for ours, theirs in zip(trace.seen["denoise_step"], expected.seen["denoise_step"], strict=True):
         np.testing.assert_array_equal(ours.latents, theirs.latents)
@@ -50,7 +54,7 @@ def test_every_stage_has_the_bits_of_the_cpu(
     np.testing.assert_array_equal(ours.pose_latents, theirs.pose_latents)
     np.testing.assert_array_equal(ours.motion_features, theirs.motion_features)
     np.testing.assert_array_equal(trace.animation.frames, expected.animation.frames)
-    check_graphs_and_leftovers(cuda)
+    check_graphs_and_leftovers(cuda, 1)
 
 
 @pytest.mark.parametrize("place", ["host", "recompute"])
@@ -61,4 +65,4 @@ def test_nobody_looking_and_conditions_streamed_from_the_host_or_computed_again(
         animation = animator.run(conditions_memory=place, **CASE.arguments())
     np.testing.assert_array_equal(animation.frames, expected.animation.frames)
     assert animation.peak_bytes > 0
-    check_graphs_and_leftovers(cuda)
+    check_graphs_and_leftovers(cuda, 2)

@@ -118,8 +118,8 @@ def test_what_is_left_comes_from_earlier_builds_where_there_were_any(
             clock.now_s += seconds
             progress.finished(name, record(name, 1, None), shared=False)
     first, second, _ = capsys.readouterr().out.splitlines()
-    assert first.endswith("published file  [4 min 30 s left]")
-    assert second.endswith("published file  [3 min 20 s left]")
+    assert first.endswith("copied as it is  [4 min 30 s left]")
+    assert second.endswith("copied as it is  [3 min 20 s left]")
 
 
 def test_nothing_is_said_of_what_is_left_before_there_is_a_measure(
