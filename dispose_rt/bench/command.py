@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import ManifestError, OutputError
 from ..system.files import save_bytes
-from ..system.terminal import escape_controls
+from ..system.terminal import escape_controls, has_terminal, write_error
 
 if TYPE_CHECKING:
     from ..engines.manifest import Manifest
@@ -284,7 +284,7 @@ class _ProgressLine:
     """One line on a terminal's standard error that is written again and again, seldom enough to cost nothing."""
 
     def __init__(self) -> None:
-        self._live = sys.stderr.isatty()
+        self._live = has_terminal()
         self._next_s = 0.0
 
     def __enter__(self) -> _ProgressLine:
@@ -292,13 +292,11 @@ class _ProgressLine:
 
     def __exit__(self, *_: object) -> None:
         if self._live:
-            sys.stderr.write("\r\x1b[K")
-            sys.stderr.flush()
+            write_error("\r\x1b[K")
 
     def __call__(self, what: str, done: int, total: int | None) -> None:
         """Show what is being done, and how far it is."""
         now_s = time.perf_counter()
         if self._live and now_s >= self._next_s:
             self._next_s = now_s + _REFRESH_S
-            sys.stderr.write(f"\r\x1b[K{escape_controls(what)} {done}" + ("" if total is None else f"/{total}"))
-            sys.stderr.flush()
+            write_error(f"\r\x1b[K{escape_controls(what)} {done}" + ("" if total is None else f"/{total}"))

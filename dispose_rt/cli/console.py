@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TextIO
 
-from ..system.terminal import escape_controls
+from ..system.terminal import escape_controls, write_error
 
 JSON_OPTION, DEBUG_OPTION = "--json", "--debug"
 
@@ -139,9 +139,9 @@ class Console:
         self.warn(str(message))
 
     def _print_error(self, line: str) -> None:
-        """Print a line to standard error; the command goes on where its reader has left."""
-        with contextlib.suppress(BrokenPipeError), _bars_out_of_the_way():
-            print(escape_controls(line), file=sys.stderr, flush=True)
+        """Print a line to standard error; the command goes on where that fails."""
+        with contextlib.suppress(OSError, ValueError), _bars_out_of_the_way():
+            write_error(f"{escape_controls(line)}\n")
 
 
 class _LogHandler(logging.Handler):

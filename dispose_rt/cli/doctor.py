@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from dataclasses import asdict
 from pathlib import Path
 
 from ..errors import InputError
-from ..system.terminal import escape_controls
+from ..system.terminal import escape_controls, has_terminal, write_error
 from .console import Console
 from .exit_codes import ExitCode
 from .parser import add_debug, add_json, add_trust
@@ -87,5 +86,5 @@ def _print_plan(options: argparse.Namespace, console: Console) -> int:
 
 def _show_progress(text: str) -> None:
     """Show what is being done in a line that the next one replaces, where standard error is a terminal."""
-    if sys.stderr.isatty():
-        print(f"\r\033[K{escape_controls(text)}", end="", file=sys.stderr, flush=True)
+    if has_terminal():
+        write_error(f"\r\033[K{escape_controls(text)}")

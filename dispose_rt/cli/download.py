@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..download.files import REPOSITORIES
+from ..system.terminal import has_terminal
 from .console import Console
 from .exit_codes import ExitCode
 from .parser import add_debug, add_json
@@ -240,7 +241,7 @@ class _Bar:
     """A bar of bytes with the time left, drawn on terminals alone."""
 
     def __init__(self, quiet: bool) -> None:
-        self._live = not quiet and sys.stderr is not None and sys.stderr.isatty()
+        self._live = not quiet and has_terminal()
         self._bar: Any = None
 
     def __call__(self, stage: str, file: str, done_bytes: int, total_bytes: int) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from .. import __version__
 from ..errors import Cancelled, DeviceLostError, DisposeError
 from ..system.memory import is_out_of_memory
+from ..system.terminal import open_closed_streams
 from .console import Console, ReaderLeftError
 from .exit_codes import ExitCode, format_table
 from .parser import CommandParser, UsageError, find_nearest
@@ -57,6 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit status, see `exit_codes`.
     """
+    open_closed_streams()
     arguments = list(sys.argv[1:] if argv is None else argv)
     console, stop = Console(arguments), StopSignals()
     try:

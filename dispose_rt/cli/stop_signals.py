@@ -8,7 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -81,7 +81,8 @@ class StopSignals:
         if not is_first and now_s - self._raised_s < self._patience_s:
             left_s = self._patience_s - (now_s - self._raised_s)
             text = f"\ndispose-rt: already stopping; if it hangs, ask again in {left_s:.0f} s\n"
-            os.write(2, text.encode())  # `print` is not safe in a handler
+            with suppress(OSError):
+                os.write(2, text.encode())  # `print` is not safe in a handler
             return
         self._raised_s = now_s
         if is_first:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from ..errors import Cancelled
+from ..system.terminal import has_terminal
 
 ProgressCallback = Callable[[str, int, int | None], None]
 """`callback(stage, done, total)`, called in the thread that runs: the stage's name, its finished units, and all of its
@@ -52,7 +52,7 @@ class Progress:
         if callable(report):
             self._report: ProgressCallback | None = report
         else:
-            self._report = self._open_bar() if report and sys.stderr is not None and sys.stderr.isatty() else None
+            self._report = self._open_bar() if report and has_terminal() else None
         self._cancel = cancel
         self._stage = ""
         self._done = 0

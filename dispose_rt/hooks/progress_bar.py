@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from contextlib import suppress
 from types import TracebackType
 from typing import TextIO
 
@@ -47,6 +48,14 @@ class ProgressBar:
         """
         if not self._live:
             return
+        try:
+            self._draw(stage, done, total)
+        except (OSError, ValueError):  # the terminal has gone, or is closed: the work goes on without a bar
+            self._live = False
+            if self._bar is not None:
+                self._bar.disable = True
+
+    def _draw(self, stage: str, done: int, total: int | None) -> None:
         bar = self._bar
         if bar is None or stage != self._stage or done < bar.n:
             # work that the first tick reports as done was done since the last tick
@@ -75,9 +84,10 @@ class ProgressBar:
 
     def close(self) -> None:
         """Leave the current bar as it is and go to the next line. Calling it twice is fine."""
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None
+        bar, self._bar = self._bar, None
+        if bar is not None:
+            with suppress(OSError, ValueError):
+                bar.close()
 
     def __enter__(self) -> ProgressBar:
         """Return itself."""

@@ -48,7 +48,7 @@ def atomic_write(target: Path, *, durable: bool = False) -> Iterator[BinaryIO]:
     Raises:
         OSError: the file cannot be written or renamed.
     """
-    part = target.with_name(f".{target.name[:_STEM_CHARACTERS]}.{secrets.token_hex(4)}.part")
+    part = _new_part(target)
     with part.open("xb") as file:
         try:
             _try_lock(file.fileno())
@@ -65,6 +65,40 @@ def atomic_write(target: Path, *, durable: bool = False) -> Iterator[BinaryIO]:
             with suppress(OSError):
                 part.unlink(missing_ok=True)
             raise
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """Replace a file in one step by a hard link to another, or by a copy where there are no hard links between them.
+
+    Args:
+        source: an existing file.
+        target: path of the link. Its folder must exist.
+
+    Raises:
+        OSError: the file can neither be linked nor copied.
+    """
+    source = source.resolve(strict=True)
+    with suppress(OSError):
+        if os.path.samestat(source.stat(), target.lstat()):
+            return  # renaming one link of a file to another does nothing, and would leave the part behind
+    part = _new_part(target)
+    try:
+        part.hardlink_to(source)  # fails where the name is taken, by a link as well
+    except OSError:  # another file system, or one without hard links
+        with source.open("rb") as content, atomic_write(target) as file:
+            shutil.copyfileobj(content, file)
+        return
+    try:
+        part.replace(target)
+    except BaseException:
+        with suppress(OSError):
+            part.unlink()
+        raise
+
+
+def _new_part(target: Path) -> Path:
+    """A hidden name beside a file that nobody can foresee, and that `remove_leftovers` recognises."""
+    return target.with_name(f".{target.name[:_STEM_CHARACTERS]}.{secrets.token_hex(4)}.part")
 
 
 def real_path(target: Path) -> Path:

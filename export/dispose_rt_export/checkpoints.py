@@ -236,7 +236,8 @@ class Checkpoint(Weights):
         if part.file not in self._opened:
             path = self.path(part.file)
             self._opened[part.file] = read_tensors(path, part.nested)
-            if self._stamps.get(path, stamp_of(path.stat())) != stamp_of(path.stat()):
+            hashed = self._stamps.get(path)
+            if hashed is not None and hashed != stamp_of(path.stat()):
                 remedy = "Leave the weights alone while they are used, and run the same command again."
                 raise CheckpointError(f"{path} has changed since the build began", remedy=remedy)
         return select_component(component, self._opened[part.file])
@@ -288,11 +289,11 @@ class Checkpoint(Weights):
     def _fingerprint(self, path: Path) -> Mapping[str, Any]:
         if path not in self._fingerprints:
             try:
-                stamp = stamp_of(path.stat())
-                found = {"size_bytes": path.stat().st_size, "sha256": sha256_of(path)}
+                status = path.stat()
+                found = {"size_bytes": status.st_size, "sha256": sha256_of(path)}
             except OSError as error:
                 raise CheckpointError(f"{path} cannot be read: {error}", remedy=download_again(path)) from error
-            self._fingerprints[path], self._stamps[path] = found, stamp
+            self._fingerprints[path], self._stamps[path] = found, stamp_of(status)
         return self._fingerprints[path]
 
     @property

@@ -13,7 +13,6 @@ import contextlib
 import json
 import re
 import shlex
-import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -35,7 +34,7 @@ from dispose_rt.engines.manifest import (
 from dispose_rt.engines.trust import SIGNATURE_FILE_NAME, carries_code, sign_directory
 from dispose_rt.errors import DisposeError, InputError, ManifestError
 from dispose_rt.system.memory import is_out_of_memory
-from dispose_rt.system.terminal import escape_controls
+from dispose_rt.system.terminal import ErrorStream, escape_controls, write_error
 
 from .builds.network import TIMING_CACHE, build_network
 from .builds.plan import (
@@ -76,7 +75,7 @@ def main(argv: Sequence[str] | None = None, parser: argparse.ArgumentParser | No
     arguments = add_arguments(parser or _make_parser()).parse_args(argv)
     summaries: list[BuildSummary] = []
     try:
-        with contextlib.redirect_stdout(sys.stderr) if arguments.json else contextlib.nullcontext():
+        with contextlib.redirect_stdout(ErrorStream()) if arguments.json else contextlib.nullcontext():
             _build(arguments, summaries.append)
     except (DisposeError, OSError, KeyboardInterrupt) as error:
         return _report_failure(error, arguments, summaries)
@@ -93,8 +92,8 @@ def _report_failure(error: BaseException, arguments: argparse.Namespace, summari
     elif isinstance(error, KeyboardInterrupt):
         kind, message = "Interrupted", "interrupted; run the same command again to go on where it stopped"
     if arguments.debug and kind != "Interrupted":
-        traceback.print_exception(error)
-    print(escape_controls(message), file=sys.stderr)
+        write_error("".join(traceback.format_exception(error)))
+    write_error(f"{escape_controls(message)}\n")
     if arguments.json:
         failure = {"type": kind, "message": message.removeprefix("error: ")}
         print(json.dumps({"error": failure, "directories": [asdict(summary) for summary in summaries]}))

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import subprocess
 import sys
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 
 from dispose_rt import cli
 from dispose_rt.errors import EngineError
+from tests.every import every_item
 
 from .conftest import Captured, FakeAnimator
 
@@ -127,10 +131,70 @@ sys.exit(cli.main(sys.argv[1:]))
 """
 
 
-def test_a_reader_of_progress_that_leaves_does_not_stop_the_run(arguments: list[str]) -> None:
-    command = [sys.executable, "-c", _LEFT_ALONE, *arguments, "--progress", "json"]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stderr is not None
-        assert json.loads(process.stderr.readline())["done"] == 1
-        process.stderr.close()
-    assert Path(arguments[-1]).read_bytes() == b"written"
+class Streams:
+    """Runs a command whose standard error is open, closed, on a full disk, or read by someone who leaves."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def run(self, way: str, command: list[str]) -> tuple[int, str, str]:
+        """Return the exit status, and what arrived on standard output and standard error."""
+        redirection = {"closed": "2>&-", "full": "2>/dev/full"}.get(way, "")
+        shell = ["sh", "-c", f'exec "$@" {redirection}', "sh", *command]
+        with subprocess.Popen(
+            shell, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=self._folder
+        ) as process:
+            assert process.stderr is not None
+            if way == "left":
+                assert json.loads(process.stderr.readline())
+                process.stderr.close()
+                assert process.stdout is not None
+                return process.wait(60), process.stdout.read(), ""
+            out, err = process.communicate(timeout=60)
+            return process.returncode, out, err
+
+
+def damaged_png() -> bytes:
+    """A PNG with a wrong byte in its pixels, which makes libpng print warnings."""
+    data = bytearray(cv2.imencode(".png", np.arange(3072, dtype=np.uint8).reshape(32, 32, 3))[1].tobytes())
+    data[data.index(b"IDAT") + 60] ^= 0xFF
+    return bytes(data)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs a shell and /dev/full")
+def test_losing_standard_error_stops_nothing_and_leaves_standard_output_clean(
+    arguments: list[str], tmp_path: Path
+) -> None:
+    """Closed, full or left alone: a run goes on, and a failed one says why in JSON and nothing else."""
+    streams = Streams(tmp_path)
+    (tmp_path / "damaged.png").write_bytes(damaged_png())
+    fails = [sys.executable, "-m", "dispose_rt", *arguments, "--progress=json", "--json"]
+    fails[fails.index("--reference") + 1] = "damaged.png"
+    with every_item() as every:
+        for way in ("open", "closed", "full", "left"):
+            with every(way):
+                Path(arguments[-1]).unlink(missing_ok=True)
+                command = [sys.executable, "-c", _LEFT_ALONE, *arguments, "--progress", "json"]
+                code, out, err = streams.run(way, command)
+                assert (code, out) == (0, "")
+                assert Path(arguments[-1]).read_bytes() == b"written"
+                ticks = [json.loads(line)["done"] for line in err.splitlines()]
+                assert ticks == (list(range(1, 2001)) if way == "open" else [])
+            if way != "left":
+                with every(way, "damaged"):
+                    code, out, err = streams.run(way, fails)
+                    assert code == 1
+                    assert json.loads(out)["error"]["type"] == "InputError"
+                    assert "damaged.png" in json.loads(out)["error"]["message"]
+                    lines = [json.loads(line) for line in err.splitlines()]
+                    assert lines == ([json.loads(out)] if way == "open" else [])
+            if way == "closed":
+                with every("for people"):
+                    code, out, err = streams.run(way, [one for one in fails if "json" not in one])
+                    assert (code, out) == (1, "")
+        with every("the descriptor of standard error belongs to no file"):
+            code = (
+                "import os; from dispose_rt.cli import main; main(['--version']); print(os.path.realpath('/dev/fd/2'))"
+            )
+            status, out, _ = streams.run("closed", [sys.executable, "-c", code])
+            assert (status, out.splitlines()[-1]) == (0, os.devnull)

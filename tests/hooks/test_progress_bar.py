@@ -105,3 +105,18 @@ def test_nothing_where_nobody_looks() -> None:
     with ProgressBar(stream) as bar:
         bar("pose", 1, 2)
     assert stream.getvalue() == ""
+
+
+def test_a_terminal_that_goes_away_takes_the_bar_along(clock: list[float]) -> None:
+    """Whatever the kind of error: tqdm itself expects some of them alone."""
+    for error in (OSError(5, "Input/output error"), BlockingIOError(11, "busy"), BrokenPipeError(), ValueError("gone")):
+        terminal = Terminal()
+
+        def fail(text: str, error: Exception = error) -> int:
+            raise error
+
+        with ProgressBar(terminal) as bar:
+            run(bar, clock, 1.0, ("denoise", 1, 9))
+            terminal.write = fail  # type: ignore[method-assign]
+            run(bar, clock, 1.0, ("denoise", 2, 9), ("denoise", 9, 9), ("decode", 0, 4), ("decode", 4, 4))
+        assert "decode" not in terminal.getvalue()

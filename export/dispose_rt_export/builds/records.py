@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 
 from dispose_rt.engines.manifest import FileRecord, NetworkRecord, parse_network_record, record_file, stamp_of
 from dispose_rt.errors import ManifestError
-from dispose_rt.system.files import atomic_write
+from dispose_rt.system.files import atomic_write, link_or_copy
 
 from .plan import NetworkPlan
 
@@ -103,7 +103,7 @@ def reuse_sibling(plan: NetworkPlan, output: Path) -> NetworkRecord | None:
         if record is None:
             continue
         for file in record.files:
-            _link_or_copy(sibling / file.path, output / file.path)
+            link_or_copy(sibling / file.path, output / file.path)
         write_record(output, plan.spec.name, record, 0.0)
         return record
     return None
@@ -122,7 +122,7 @@ def share_files(output: Path, files: tuple[FileRecord, ...]) -> int:
         for sibling in _siblings(output):
             same = next((one for one in _recorded_files(sibling) if _same_contents(one, file)), None)
             if same is not None and record_file(sibling, same.path) == same:
-                _link_or_copy(sibling / same.path, output / file.path)
+                link_or_copy(sibling / same.path, output / file.path)
                 saved += file.size_bytes
                 break
     return saved
@@ -172,19 +172,6 @@ def _recorded_files(folder: Path) -> Iterator[FileRecord]:
 
 def _same_contents(one: FileRecord, other: FileRecord) -> bool:
     return one.sha256 == other.sha256 and one.size_bytes == other.size_bytes
-
-
-def _link_or_copy(source: Path, target: Path) -> None:
-    temporary = target.with_name(target.name + ".part")
-    temporary.unlink(missing_ok=True)
-    try:
-        temporary.hardlink_to(source)
-    except OSError:  # another file system, or one without hard links
-        shutil.copyfile(source, temporary)
-    if target.exists() and target.samefile(temporary):
-        temporary.unlink()  # renaming one link of a file to another link of it does nothing
-    else:
-        temporary.replace(target)
 
 
 def _record_path(output: Path, network: str) -> Path:
