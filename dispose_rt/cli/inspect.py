@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace, console: Console, stop: StopSignals) -> int:
     """Describe one directory after the other, or a video."""
-    if not options.directory.is_dir():
+    if options.directory.suffix and not options.directory.is_dir():
         from ..media import SUFFIXES
 
         if options.directory.suffix.lower() in SUFFIXES:
