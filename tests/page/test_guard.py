@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import copy
 import json
+import logging
 import os
 import socket
 import threading
-import urllib.error
 import urllib.request
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack
@@ -22,7 +22,7 @@ import httpx
 import pytest
 
 from dispose_rt.errors import InputError
-from dispose_rt.page import bounds, guard, serve_page, visits
+from dispose_rt.page import bounds, guard, layout, serve_page, server, visits
 from dispose_rt.page.access import Access, check_root_path
 from dispose_rt.page.bounds import Bounds, name_address
 from dispose_rt.page.guard import Guard
@@ -31,49 +31,21 @@ from dispose_rt.page.visits import Visits
 from tests.engines.small_directory import write_directory
 from tests.every import each, every_item
 
+from .client import META, Client
 from .fake_runner import FakeRunner, wait_until
 from .test_browser import find_port
 
 TOKEN = "correct horse".replace(" ", "-")
 
 
-class Page:
-    """A served page, and a client that is no browser."""
+class Page(Client):
+    """A client of the page that this process serves."""
 
     def __init__(self, url: str, runner: FakeRunner) -> None:
-        self.url, self.runner, self.port = url, runner, urlsplit(url).port
+        super().__init__(url)
+        self.runner = runner
+        self.port = urlsplit(url).port
         self.folder = Path(os.environ["GRADIO_TEMP_DIR"])
-        config = json.loads(self.get("config")[1])
-        self.begin = next(one for one in config["dependencies"] if len(one["inputs"]) > 2)
-        self.checks = [one for one in config["dependencies"] if ["upload"] in [[event] for _, event in one["targets"]]]
-        self.run = next(one for one in config["dependencies"] if "change" in [event for _, event in one["targets"]])
-        values = {one["id"]: one["props"].get("value") for one in config["components"]}
-        self.form = [values[number] for number in self.begin["inputs"]]
-
-    def get(self, path: str) -> tuple[int, str]:
-        return self._ask(urllib.request.Request(f"{self.url}{path}"))
-
-    def post(self, path: str, body: Any) -> tuple[int, str]:
-        data = body if isinstance(body, bytes) else json.dumps(body).encode()
-        kind = {"Content-Type": "application/json"}
-        return self._ask(urllib.request.Request(f"{self.url}gradio_api/{path}", data, kind))
-
-    def join(self, function: Any, data: list[Any], session: str = "abc") -> tuple[int, str]:
-        body = {"fn_index": function["id"], "data": data, "session_hash": session, "event_data": None, "trigger_id": 1}
-        return self.post("queue/join", body)
-
-    def upload(self, name: str, content: bytes) -> str:
-        answer = httpx.post(f"{self.url}gradio_api/upload", files={"files": (name, content)}, trust_env=False)
-        assert answer.status_code == 200, answer.text
-        return str(answer.json()[0])
-
-    def _ask(self, request: urllib.request.Request) -> tuple[int, str]:
-        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        try:
-            with opener.open(request, timeout=30) as answer:
-                return answer.status, answer.read().decode()
-        except urllib.error.HTTPError as error:
-            return error.code, error.read().decode()
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +101,7 @@ def test_no_request_reaches_a_file_that_was_not_uploaded(
     ]
     shapes: dict[str, Callable[[Any], Any]] = {
         "bare": lambda path: {"path": path},
-        "with meta": lambda path: {"path": path, "meta": {"_type": "gradio.FileData"}, "url": "http://127.0.0.1:9/a"},
+        "with meta": lambda path: {"path": path, "meta": META, "url": "http://127.0.0.1:9/a"},
         "deep": lambda path: [{"video": {"path": path}}],
     }
     refused = (400, json.dumps({"detail": REFUSED}, separators=(",", ":")))
@@ -208,7 +180,7 @@ def test_no_request_reaches_a_file_that_was_not_uploaded(
             with every(route):
                 assert page.post(route, {})[0] == 404
     assert page.get(f"gradio_api/file={urllib.request.quote(str(upload))}") == (200, "no picture")
-    assert page.join(page.checks[0], [{"path": str(upload), "meta": {"_type": "gradio.FileData"}}])[0] == 200
+    assert page.join(page.checks[0], [{"path": str(upload), "meta": META}])[0] == 200
     status, text = page.get("")
     assert status == 200
     assert str(Path.cwd()) not in text
@@ -219,11 +191,9 @@ def test_no_request_reaches_a_file_that_was_not_uploaded(
 def test_jobs_end_whose_visitor_does_not_listen(page: Page, monkeypatch: pytest.MonkeyPatch) -> None:
     """One address gets a part of the queue, and keeps it for as long as it listens."""
     monkeypatch.setattr(visits, "UNHEARD_S", 1.5)
-    meta = {"_type": "gradio.FileData"}
-    photo, video = ({"path": page.upload(name, b"x"), "meta": meta} for name in ("a.png", "b.mp4"))
+    photo, video = (page.upload(name, b"x") for name in ("a.png", "b.mp4"))
     before = len(page.runner.calls)
-    assert page.join(page.begin, [photo, video, *page.form[2:]], "loud")[0] == 200
-    assert "Waiting for its turn" in page.get("gradio_api/queue/data?session_hash=loud")[1]
+    page.prepare(photo, video, "loud")
     assert page.join(page.run, [], "loud")[0] == 200
     with httpx.stream("GET", f"{page.url}gradio_api/queue/data?session_hash=loud", trust_env=False, timeout=30):
         wait_until(lambda: page.runner.at_work == 1)
@@ -235,11 +205,58 @@ def test_jobs_end_whose_visitor_does_not_listen(page: Page, monkeypatch: pytest.
         wait_until(lambda: json.loads(page.get("gradio_api/queue/status")[1])["queue_size"] == 0)
         assert page.runner.at_work == 1  # somebody listens to this one
     wait_until(lambda: page.runner.at_work == 0)
-    assert page.join(page.begin, [photo, video, *page.form[2:]], "quiet")[0] == 200
-    assert "Waiting for its turn" in page.get("gradio_api/queue/data?session_hash=quiet")[1]
+    page.prepare(photo, video, "quiet")
     assert page.join(page.run, [], "quiet")[0] == 200
     wait_until(lambda: len(page.runner.calls) == before + 2)
     wait_until(lambda: page.runner.at_work == 0)  # nobody has opened a stream of messages for it
+
+
+def test_uploads_are_checked_one_at_a_time(page: Page, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures and films of all visitors queue for the same place, beside the runs."""
+    at_work, most, go_on = [0], [0], threading.Event()
+
+    def check(path: str) -> None:
+        at_work[0] += 1
+        most[0] = max(most[0], at_work[0])
+        assert go_on.wait(30)
+        at_work[0] -= 1
+
+    monkeypatch.setattr(layout, "read_image", check)
+    monkeypatch.setattr(layout, "open_video", check)
+    files = [{"path": page.upload(name, b"x"), "meta": META} for name in ("a.png", "b.mp4")]
+    for number in range(4):
+        assert page.join(page.checks[number % 2], [files[number % 2]], f"checked{number}")[0] == 200
+    wait_until(lambda: at_work[0] == 1)
+    wait_until(lambda: json.loads(page.get("gradio_api/queue/status")[1])["queue_size"] == 3)
+    page.prepare(files[0]["path"], files[1]["path"], "beside")
+    assert most == [1]
+    go_on.set()
+    for number in range(4):
+        assert "process_completed" in page.listen(f"checked{number}")
+    assert most == [1]
+
+
+def test_an_upload_that_breaks_off_is_removed(
+    page: Page, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whole uploads stay, and no traceback fills the log."""
+    whole = Path(page.upload("a.png", b"x"))
+    files = set(page.folder.iterdir())
+    host, _, port = page.url.removeprefix("http://").partition("/")[0].partition(":")
+    head = (
+        f"POST /gradio_api/upload HTTP/1.1\r\nHost: {host}:{port}\r\nContent-Length: 1000000\r\n"
+        "Content-Type: multipart/form-data; boundary=x\r\n\r\n"
+        '--x\r\nContent-Disposition: form-data; name="files"; filename="half.mp4"\r\n\r\n'
+    )
+    with caplog.at_level(logging.WARNING):
+        with socket.create_connection((host, int(port))) as connection:
+            connection.sendall(head.encode() + bytes(500_000))
+            wait_until(lambda: not files.issuperset(page.folder.iterdir()))
+            [part] = set(page.folder.iterdir()) - files
+        monkeypatch.setattr(server, "BROKEN_OFF_S", 0.1)
+        wait_until(lambda: not part.exists())
+    assert whole.read_bytes() == b"x"
+    assert caplog.records == []
 
 
 class Stub:
@@ -257,7 +274,7 @@ class Stub:
         await send({"type": "http.response.body", "body": b"in"})
 
 
-class Client:
+class Asker:
     """Asks a guard in this process."""
 
     def __init__(self, folder: Path, *, host: str = "127.0.0.1", root_path: str = "", **named: Any) -> None:
@@ -305,7 +322,7 @@ OWN: list[dict[str, Any]] = [
 
 
 def test_strangers_are_refused(tmp_path: Path) -> None:
-    client = Client(tmp_path, allowed_hosts=["Page.Example.org"], root_path="/dispose")
+    client = Asker(tmp_path, allowed_hosts=["Page.Example.org"], root_path="/dispose")
     with every_item() as every:
         for kind in STRANGERS:
             for method, path in (("POST", JOIN), ("POST", "/gradio_api/upload"), ("GET", "/gradio_api/heartbeat/abc")):
@@ -333,7 +350,7 @@ def test_strangers_are_refused(tmp_path: Path) -> None:
             answer = client.ask("GET", "/dispose")
             assert (answer.status_code, answer.headers["location"]) == (307, "/dispose/")
         with every("all addresses"):
-            everywhere = Client(tmp_path, host="0.0.0.0")  # the transport says that 127.0.0.1 was reached
+            everywhere = Asker(tmp_path, host="0.0.0.0")  # the transport says that 127.0.0.1 was reached
             assert everywhere.ask("GET", "/", "evil.example.org").status_code == 421
             assert everywhere.ask("GET", "/", "192.0.2.8").status_code == 421
     for wrong in ("http://page.example.org", "a b", "page.example.org:80", ""):
@@ -345,7 +362,7 @@ def test_strangers_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_token_lets_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    client = Client(tmp_path, token=TOKEN, root_path="/dispose")
+    client = Asker(tmp_path, token=TOKEN, root_path="/dispose")
     for path in ("/", "/assets/a.js", "/config", "/dispose/"):
         assert client.ask("GET", path).status_code == 401
     for wrong in ({"params": {"token": "wrong"}}, {"headers": {"Authorization": "Bearer wrong"}}):
@@ -400,7 +417,7 @@ FILE = ('name="files"; filename="a.png"', "pixels")
 )
 def test_uploads_have_bounds(tmp_path: Path, status: int, sent: dict[str, Any]) -> None:
     wanted = dict(sent)
-    client = Client(tmp_path)
+    client = Asker(tmp_path)
     with pytest.MonkeyPatch.context() as patch:
         if wanted.pop("large", False):
             patch.setattr(guard, "LARGEST_UPLOAD_BYTES", 10)
@@ -426,7 +443,7 @@ def test_one_address_has_bounds_until_their_time_is_over(tmp_path: Path) -> None
     now.s *= 2
     kept.forget_old()
     assert kept._uploads == {}
-    client = Client(tmp_path)
+    client = Asker(tmp_path)
     with ExitStack() as stack:
         for _ in range(bounds.REQUESTS_AT_ONCE):
             assert stack.enter_context(client.bounds.take_request("192.0.2.7"))
