@@ -19,8 +19,8 @@ from .parser import add_debug, add_directory, add_json
 from .stop_signals import StopSignals
 
 DESCRIPTION = """\
-Print networks, shapes, precision and sizes of an engine directory, or of each one in a folder. Of a video that
-dispose-rt wrote, print the record of how it was made; anyone can write or change one, so it proves nothing.
+Print networks, shapes, precision and sizes of an engine directory, or of each one in a folder. Of a video
+written by dispose-rt, print the record of how it was made; anyone can write or change one, so it proves nothing.
 """
 EPILOG = """\
 examples:
@@ -38,7 +38,7 @@ examples:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
-    add_directory(parser, ", or a video that dispose-rt wrote")
+    add_directory(parser, ", or a video written by dispose-rt")
     parser.add_argument("--verify", action="store_true", help="compare every file with its recorded hash")
     add_json(parser, "what is printed otherwise")
     add_debug(parser)

@@ -231,7 +231,7 @@ def _card_lines(card: CardPlan) -> Iterator[str]:
         device, recompute = card.frames["device"], card.frames["recompute"]
         yield f"  clips of {device:,} frames with their conditions on the card, of {recompute:,} without"
     if card.longest_tile is not None:
-        yield f"  tiles of up to {card.longest_tile} frames would fit (dispose-rt build --tile-frames)"
+        yield f"  tiles of up to {card.longest_tile} frames would fit (option --tile-frames of `dispose-rt build`)"
     else:
         yield "  no tile length fits; a smaller --size may"
 

@@ -88,7 +88,7 @@ class RunEngines:
         if self.plan.residency != "all":
             _LOG.info(
                 "engines are closed behind their stages (%r), as %.2f GB of device memory are available: see "
-                "dispose-rt doctor DIR --plan",
+                "`dispose-rt doctor DIR --plan`",
                 self.plan.residency,
                 self.plan.available_bytes / 1e9,
             )
@@ -107,8 +107,8 @@ class RunEngines:
             f"the engines of {folder} take {worst.peak_bytes / 1e9:.2f} GB of {device} in the stage "
             f"{worst.stage}, with all others closed, and {self.plan.available_bytes / 1e9:.2f} GB are available. "
             "Close other programs on the GPU (nvidia-smi lists them), or build engines for a smaller --size or shorter "
-            f"tiles: {self._manifest.rebuild_command(**{'tile-frames': str(tile)})}. dispose-rt doctor "
-            f"{shlex.quote(str(folder))} --plan says what fits"
+            f"tiles: {self._manifest.rebuild_command(**{'tile-frames': str(tile)})}. `dispose-rt doctor "
+            f"{shlex.quote(str(folder))} --plan` says what fits"
         )
 
     def propose(self, clip_bytes: int) -> MemoryPlan:

@@ -79,7 +79,7 @@ class TensorRtLoader(EngineLoader):
         return OutOfMemoryError(
             f"{what}, as the GPU is out of memory: {free / 1e6:,.0f} of {total / 1e6:,.0f} MB are free:\n{quoted}\n"
             "Close other programs on it (nvidia-smi lists them), pass a smaller decode_chunk, or build engines with a "
-            f"smaller --size or --tile-frames; dispose-rt doctor {folder} --plan says what fits"
+            f"smaller --size or --tile-frames; `dispose-rt doctor {folder} --plan` says what fits"
         )
 
     def close(self) -> None:

@@ -117,6 +117,7 @@ def _timed(video: Video, step: int) -> Iterator[tuple[U8, Fraction | None]]:
 def _warn_missing(missing: Sequence[int], person: PersonChoice) -> None:
     frames = ", ".join(str(number) for number in missing[:20])
     more = f" and {len(missing) - 20} more" if len(missing) > 20 else ""
-    what = "nobody was found" if person == LARGEST else "the chosen person was not found"
-    message = f"{what} in the video's frames {frames}{more}; the pose of the nearest frame stands in there"
-    warnings.warn(message, InputWarning, stacklevel=2)
+    who = "nobody was found in the video's frames"
+    if person != LARGEST:
+        who = "the chosen person was not found in the video's frames"
+    warnings.warn(f"{who} {frames}{more}; the pose of the nearest frame stands in there", InputWarning, stacklevel=2)

@@ -1,6 +1,6 @@
 """Writes a checkpoint folder with files of the published names, sizes, dtypes and layouts, and seeded values.
 
-It is for a rehearsal of `dispose-rt build --weights` by those who do not have the published files. The weights are
+It is for a rehearsal of `dispose-rt build` by those who do not have the published files. The weights are
 those of `random_weights`; they are drawn and written tensor by tensor.
 """
 
