@@ -155,7 +155,7 @@ def _check_archive(path: Path, verify: bool) -> bool:
         if any(entry.flag_bits & _ENCRYPTED for entry in entries.values()):
             raise ValueError("the archive is encrypted")
         compressed = [entry for entry in entries.values() if entry.compress_type != zipfile.ZIP_STORED]
-        _check_free(sum(entry.file_size for entry in compressed))
+        _check_free(path, sum(entry.file_size for entry in compressed))
         pickled = next(name for name in entries if name.endswith("/data.pkl"))
         _check_storages(archive.read(pickled), {
             name.removeprefix(pickled.removesuffix("data.pkl")): entry.file_size for name, entry in entries.items()
@@ -170,12 +170,12 @@ def _check_archive(path: Path, verify: bool) -> bool:
     return not compressed
 
 
-def _check_free(needed: int) -> None:
+def _check_free(path: Path, needed: int) -> None:
     free = free_host_bytes()
     if free is not None and needed > free:
         raise OutOfMemoryError(
-            f"its entries are compressed, and take {format_bytes(needed)} of memory, of which {format_bytes(free)} are "
-            "free. Use the file as it was published: its entries are not compressed"
+            f"the entries of {path} are compressed, and take {format_bytes(needed)} of memory, of which "
+            f"{format_bytes(free)} are free. Use the file as it was published: its entries are not compressed"
         )
 
 
