@@ -100,15 +100,12 @@ def test_an_interrupted_bar_leaves_the_line(clock: list[float]) -> None:
     assert terminal.getvalue().endswith("\n")
 
 
-def test_nothing_where_nobody_looks() -> None:
+def test_nothing_where_nobody_looks_or_is_left(clock: list[float]) -> None:
+    """A stream that is no terminal, and a terminal that goes away: tqdm itself expects some kinds of errors alone."""
     stream = io.StringIO()
     with ProgressBar(stream) as bar:
         bar("pose", 1, 2)
     assert stream.getvalue() == ""
-
-
-def test_a_terminal_that_goes_away_takes_the_bar_along(clock: list[float]) -> None:
-    """Whatever the kind of error: tqdm itself expects some of them alone."""
     for error in (OSError(5, "Input/output error"), BlockingIOError(11, "busy"), BrokenPipeError(), ValueError("gone")):
         terminal = Terminal()
 
