@@ -191,7 +191,9 @@ class Checkpoint(Weights):
         self.folder = Path(folder)
         if not self.folder.is_dir():
             raise CheckpointError(
-                f"{self.folder} is not a directory", remedy="Pass the folder that holds the published weights."
+                f"{self.folder} is not a directory",
+                remedy="Pass the folder that holds the published weights, which `dispose-rt download --output weights` "
+                "makes.",
             )
         self._files = _locate(self.folder, FILES)
         self._config_files = _locate(self.folder, CONFIG_FILES)
