@@ -287,6 +287,22 @@ def test_adobe_rgb_becomes_srgb(jpeg_photo: Path) -> None:
     assert np.abs(255 * stored - expected).mean() > 4
 
 
+def test_display_p3_becomes_srgb() -> None:
+    """As phones store photos; against the definitions (SMPTE EG 432-1 with D65, IEC 61966-2-1) in floating point."""
+    path = Path(__file__).with_name("display_p3.jpg")
+    with Image.open(path) as opened:
+        stored = np.asarray(opened.convert("RGB")) / 255
+    p3 = [[0.48657, 0.26567, 0.19822], [0.22897, 0.69174, 0.07929], [0.0, 0.04511, 1.04394]]
+    srgb = [[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]
+    linear = np.where(stored <= 0.04045, stored / 12.92, ((stored + 0.055) / 1.055) ** 2.4)
+    linear = np.clip(linear @ np.transpose(np.linalg.inv(srgb) @ p3), 0, 1)
+    expected = 255 * np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
+    difference = np.abs(read_image(path) - expected)
+    assert difference.mean() < 0.6
+    assert np.quantile(difference, 0.99) < 2
+    assert np.abs(255 * stored - expected).mean() > 10
+
+
 def test_profiles_reach_all_kinds_of_pictures(tmp_path: Path, adobe_rgb: bytes) -> None:
     expected = read_image(_with(Image.fromarray(smooth_pixels()), adobe_rgb))
     assert (expected != smooth_pixels()).any()

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper
 
 from dispose_rt.contract import NETWORKS
-from dispose_rt.engines.backends import Engine
+from dispose_rt.engines.backends import Engine, onnxruntime
 from dispose_rt.engines.integrity import check_files
 from dispose_rt.engines.manifest import Manifest, read_manifest
 from dispose_rt.engines.open import open_engine
 from dispose_rt.errors import EngineError, InputError, ManifestError
+from dispose_rt.system.cores import THREADS_VARIABLE
 from tests.golden_case import GoldenCase
 
 
@@ -35,6 +41,41 @@ def test_every_network_opens_and_is_an_engine(manifest: Manifest) -> None:
         assert engine.name == name
         assert all(engine.max_batch(symbol) == manifest.sizes.limit(symbol) for symbol in spec.dynamic)
         engine.close()
+
+
+def test_sessions_take_the_threads_of_the_process_and_keep_no_memory(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv(THREADS_VARIABLE, "3")
+    options = onnxruntime._session_options()
+    assert (options.intra_op_num_threads, options.inter_op_num_threads) == (3, 1)
+    assert not options.enable_cpu_mem_arena
+    assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
+
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in ("in", "out")]
+    graph = helper.make_graph([helper.make_node("Neg", ["in"], ["out"])], "negate", values[:1], values[1:])
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), tmp_path / "one.onnx"
+    )
+    monkeypatch.delenv(THREADS_VARIABLE)
+    core = min(os.sched_getaffinity(0))
+    run = subprocess.run(
+        [sys.executable, "-c", ON_ONE_CORE, str(core), str(tmp_path / "one.onnx")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (run.stdout, run.stderr) == ("1\n", "")  # ONNX Runtime pins its threads to all cores, and complains
+
+
+ON_ONE_CORE = """
+import os, sys
+os.sched_setaffinity(0, {int(sys.argv[1])})
+from dispose_rt.engines.backends import onnxruntime
+options = onnxruntime._session_options()
+onnxruntime.onnxruntime.InferenceSession(sys.argv[2], options, providers=["CPUExecutionProvider"])
+print(options.intra_op_num_threads)
+"""
 
 
 def test_any_number_of_rows_up_to_the_limit(manifest: Manifest) -> None:
