@@ -123,10 +123,13 @@ class VideoWriter:
             target = real_path(self.path)  # a link stays, and the file behind it is replaced
             remove_leftovers(target.parent, target.name)
             self._part = self._closing.enter_context(atomic_write(target, durable=True)).name
-        except OSError as error:
-            raise OutputError(explain_failure(self.path, error)) from error
-        self._closing.callback(self._stop)
-        self._thread.start()
+            self._closing.callback(self._stop)
+            self._thread.start()
+        except BaseException as error:  # Ctrl-C as well: no one calls `__exit__` then
+            self._closing.close()
+            if isinstance(error, OSError):
+                raise OutputError(explain_failure(self.path, error)) from error
+            raise
         return self
 
     def __exit__(

@@ -25,6 +25,7 @@ from ..hooks.progress import Progress
 from ..settings import Settings
 from ..stages.decode import fit_decoder
 from ..stages.denoise.loop import Denoiser
+from ..system.memory import return_freed_memory
 
 _LOG = logging.getLogger("dispose_rt")
 
@@ -224,3 +225,5 @@ class RunEngines:
             closed = RESIDENCIES[self.plan.residency]
             self._close([name for name in self._engines.loaded if name in closed])
             self._engines.loader.trim()
+            if self._engines.loader.device.synchronous:
+                return_freed_memory()

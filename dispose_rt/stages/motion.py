@@ -21,6 +21,10 @@ from ..errors import InputError
 from ..hooks.observer import Observer, is_wanted
 from ..types import F32, F64, I32, U8, Motion, Track
 
+_CPU_BATCH = 4
+"""Frames of CMP's decoder at once on the CPU. Its pictures have one size, so that a frame takes 0.1 GB there, however
+small the engines are."""
+
 _NOWHERE = -1
 """A pixel coordinate outside every image: the kernels ignore what sits there."""
 
@@ -200,6 +204,8 @@ class MotionFields:
     def _fill_dense(self, first: int, end: int, flow: Array, stream: Stream) -> None:
         """Propagate the hints to every pixel, and bring the flow to the size and the units of the image."""
         decoder, limit = self._decoder, self._decoder.max_batch("frames")
+        if stream.device.synchronous:
+            limit = min(limit, _CPU_BATCH)
         scale_x, scale_y = self._width / CMP_SIZE_PX, self._height / CMP_SIZE_PX
         for start in range(first, end, limit):
             count = min(limit, end - start)

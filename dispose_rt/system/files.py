@@ -49,22 +49,25 @@ def atomic_write(target: Path, *, durable: bool = False) -> Iterator[BinaryIO]:
         OSError: the file cannot be written or renamed.
     """
     part = _new_part(target)
-    with part.open("xb") as file:
-        try:
-            _try_lock(file.fileno())
-            yield file
-            file.flush()
-            _keep_mode(target, file.fileno())
-            if durable:
-                os.fsync(file.fileno())
-            file.close()  # Windows renames no open file
-            part.replace(target)
-        except BaseException:
+    file: BinaryIO | None = None
+    try:  # from before the file is there, so that no Ctrl-C falls between
+        file = part.open("xb")
+        _try_lock(file.fileno())
+        yield file
+        file.flush()
+        _keep_mode(target, file.fileno())
+        if durable:
+            os.fsync(file.fileno())
+        file.close()  # Windows renames no open file
+        part.replace(target)
+    except BaseException as error:
+        if file is not None:
             with suppress(OSError):
                 file.close()
+        if file is not None or not isinstance(error, FileExistsError):  # then it is someone else's
             with suppress(OSError):
                 part.unlink(missing_ok=True)
-            raise
+        raise
 
 
 def link_or_copy(source: Path, target: Path) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import re
+from contextlib import suppress
 from pathlib import Path
 
 from ..errors import DisposeError, OutOfMemoryError
@@ -16,6 +18,12 @@ _NO_MEMORY = re.compile(
     r"bad[_ ]?alloc|(?:failed to|cannot|can't) allocate|out of memory|insufficient memory|failed to map segment", re.I
 )
 """Words of C++, ONNX Runtime, OpenCV and the dynamic linker, whose errors have no type of their own."""
+
+
+def return_freed_memory() -> None:
+    """Let the C library return to the system what was freed; glibc's keeps much of it, others have no such call."""
+    with suppress(AttributeError, OSError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

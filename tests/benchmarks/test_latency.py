@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -264,7 +264,7 @@ def write_unfinished(folder: Path, sizes: Sizes, backend: str = "aotinductor") -
     for name in ("controlnet", "unet"):
         files = (FileRecord(f"{name}.pt2", 3, "0" * 64),)
         records[name] = NetworkRecord(files, "key", "float16", {"noise_pred": 0.1}, backend)
-        body = {"record": asdict(records[name]), "stamps": {}, "seconds": 1.0}
+        body = {"record": records[name].to_json(), "stamps": {}, "seconds": 1.0}
         (folder / ".build" / f"{name}.json").write_text(json.dumps(body))
     return records
 

@@ -153,13 +153,15 @@ def _session_options() -> onnxruntime.SessionOptions:
     Sessions keep pools of their own: a pool for all of them (`set_global_thread_pool_sizes`) would make ONNX Runtime
     refuse the sessions of other libraries in this process. Threads that wait without spinning leave the cores to
     whichever session works. A given number of threads is pinned to no core: pinning fails in containers whose cores are
-    restricted. Without an arena per session, memory of one network's run is free for the next one's.
+    restricted. Without an arena per session, memory of one network's run is free for the next one's; and without a
+    pattern per shape, which is one block for all of a run's tensors, a tensor's memory is free for the next tensor's.
     """
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = compute_threads()
     options.inter_op_num_threads = 1
     options.enable_cpu_mem_arena = False
+    options.enable_mem_pattern = False
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return options
 

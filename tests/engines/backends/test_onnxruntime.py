@@ -50,6 +50,7 @@ def test_sessions_take_the_threads_of_the_process_and_keep_no_memory(
     options = onnxruntime._session_options()
     assert (options.intra_op_num_threads, options.inter_op_num_threads) == (3, 1)
     assert not options.enable_cpu_mem_arena
+    assert not options.enable_mem_pattern
     assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
 
     values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in ("in", "out")]
