@@ -165,7 +165,8 @@ class _LogHandler(logging.Handler):
 def _bars_out_of_the_way() -> Iterator[None]:
     """Clear progress bars from the terminal while a line is printed, if there are any."""
     bars = sys.modules.get("tqdm")
-    if bars is None:
+    # not asked without bars: its lock stays taken for ever where a Ctrl-C fell between its taking and its release
+    if bars is None or not getattr(bars.tqdm, "_instances", ()):
         yield
     else:
         with bars.tqdm.external_write_mode(file=sys.stderr):
