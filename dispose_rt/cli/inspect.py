@@ -112,12 +112,7 @@ def _to_document(manifest: Manifest) -> dict[str, Any]:
     sizes = manifest.sizes
     return {
         "directory": str(manifest.folder),
-        "width": sizes.width,
-        "height": sizes.height,
-        "tile_frames": sizes.tile,
-        "decode_chunk": sizes.chunk,
-        "backend": manifest.backend,
-        "precision": manifest.precision,
+        **manifest.describe(),
         "size_bytes": sum(_size_bytes(record) for record in manifest.networks.values()),
         "targets": list(manifest.targets),
         "versions": manifest.versions,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from itertools import pairwise
 from typing import Protocol, TypeVar
@@ -18,13 +18,35 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import kernels
+from ..contract import NETWORKS
 from ..device import Array, Device, Event, PinnedArray, Stream, widen_bfloat16
+from ..engines.manifest import Manifest
 from ..errors import DeviceError
 from ..types import Features
 
 Memory = TypeVar("Memory", bound=Array | PinnedArray)
 Rows = tuple[tuple[int, ...], str]
 """Shape and dtype of one frame's rows."""
+
+CONDITION_SOURCES = {"pose_latents": "pose_net", "motion_features": "motion_encoder"}
+"""The network that computes each per-frame condition."""
+
+
+def condition_rows(manifest: Manifest, controls: Collection[str]) -> dict[str, Rows]:
+    """Return shape and dtype of one frame's conditions, by name.
+
+    Args:
+        manifest: of the engine directory.
+        controls: control signals of the run.
+    """
+    rows = {}
+    for name in ("pose_latents", *(("motion_features",) if "motion" in controls else ())):
+        network = CONDITION_SOURCES[name]
+        [tensor] = [one for one in NETWORKS[network].outputs if one.name == name]
+        shape = tuple(int(dim) for dim in manifest.sizes.resolve(tensor.shape[1:]))
+        rows[name] = (shape, tensor.resolve_dtype(manifest.networks[network].compute_dtype))
+    return rows
+
 
 _AHEAD = 2
 """Batches that may be queued ahead of the host while conditions are computed."""

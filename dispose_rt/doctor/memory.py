@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..clip.plan import FreeMemory, estimate_clip
-from ..clip.store import Rows
+from ..clip.store import condition_rows
 from ..contract import NETWORKS
 from ..device import Gpu
 from ..engines.footprint import MARGIN_SHARE, Footprint, MemoryPlan, StagePeak, extrapolate, footprints, plan_memory
@@ -29,8 +29,6 @@ FRAMES = 16
 
 TILES = (72, 48, 32, 24, 16, 12, 8)
 """Tile lengths that are tried where another one may fit."""
-
-_CONDITIONS = {"pose_latents": "pose_net", "motion_features": "motion_encoder"}
 
 
 @dataclass(frozen=True)
@@ -142,7 +140,7 @@ def plan_card(manifest: Manifest, card: str, available_bytes: int) -> CardPlan:
     plan = plan_short_clip(manifest, footprints(manifest), available_bytes)
     free = FreeMemory(plan.free_bytes, None, shared=False)
     frames = {
-        place: estimate_clip(1, manifest.sizes, _rows(manifest), place).fitting_frames(free)
+        place: estimate_clip(1, manifest.sizes, condition_rows(manifest, CONTROLS), place).fitting_frames(free)
         for place in ("device", "host", "recompute")
     }
     tile = next((tile for tile in TILES if _plan_tile(manifest, tile, available_bytes).fits), None)
@@ -175,7 +173,7 @@ def plan_short_clip(
         available_bytes: what the run may take.
         chunk: frames to decode at once; None for as many as fit.
     """
-    clip = estimate_clip(FRAMES + 1, manifest.sizes, _rows(manifest), "recompute")
+    clip = estimate_clip(FRAMES + 1, manifest.sizes, condition_rows(manifest, CONTROLS), "recompute")
     return plan_memory(
         networks,
         manifest.sizes,
@@ -185,16 +183,6 @@ def plan_short_clip(
         clip_bytes=clip.device_bytes,
         shares_scratch=manifest.backend != "aotinductor",
     )
-
-
-def _rows(manifest: Manifest) -> dict[str, Rows]:
-    """Shape and dtype of one frame's conditions, by name."""
-    rows: dict[str, Rows] = {}
-    for name, network in _CONDITIONS.items():
-        [tensor] = [one for one in NETWORKS[network].outputs if one.name == name]
-        shape = tuple(int(dim) for dim in manifest.sizes.resolve(tensor.shape[1:]))
-        rows[name] = (shape, tensor.resolve_dtype(manifest.networks[network].compute_dtype))
-    return rows
 
 
 _RESIDENCY = {

@@ -135,6 +135,18 @@ class Manifest:
         body = {"format": FORMAT, "revision": REVISION, "contract_revision": contract.REVISION, **body}
         return {**body, "checksum": checksum_of(body)}
 
+    def describe(self) -> dict[str, Any]:
+        """What the directory is, under the names that documents for programs use."""
+        sizes = self.sizes
+        return {
+            "width": sizes.width,
+            "height": sizes.height,
+            "tile_frames": sizes.tile,
+            "decode_chunk": sizes.chunk,
+            "backend": self.backend,
+            "precision": self.precision,
+        }
+
     def rebuild_command(self, **changes: str) -> str:
         """Return the command that builds this directory again, see `rebuild_command`."""
         return rebuild_command(self.folder, self.to_json(), **changes)

@@ -55,22 +55,13 @@ def describe_run(settings: Settings, manifest: Manifest, has_own_noise: bool) ->
         manifest: of the engine directory that it used.
         has_own_noise: whether the caller drew the noise, so that the seed says nothing.
     """
-    sizes = manifest.sizes
     versions = _versions(manifest.backend)
     record = {
         "format": _FORMAT,
         "generated": True,
         "digital_source_type": SOURCE_TYPE,
         "settings": {**asdict(settings), "noise": "custom" if has_own_noise else "seed"},
-        "engines": {
-            "width": sizes.width,
-            "height": sizes.height,
-            "tile_frames": sizes.tile,
-            "decode_chunk": sizes.chunk,
-            "backend": manifest.backend,
-            "precision": manifest.precision,
-            "manifest_checksum": manifest.to_json()["checksum"],
-        },
+        "engines": {**manifest.describe(), "manifest_checksum": manifest.to_json()["checksum"]},
         "versions": versions,
     }
     return _as_metadata(record)

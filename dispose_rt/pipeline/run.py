@@ -12,8 +12,8 @@ from functools import cached_property
 import numpy as np
 
 from ..clip.plan import MemoryWatch, check_length, estimate_clip, place_conditions, plan_run
-from ..clip.store import ClipStore, Rows
-from ..contract import DIFT_ENSEMBLE, NETWORKS
+from ..clip.store import ClipStore, Rows, condition_rows
+from ..contract import DIFT_ENSEMBLE
 from ..device import Array
 from ..engines.manifest import Manifest
 from ..engines.open import Engines
@@ -25,7 +25,7 @@ from ..settings import Settings
 from ..stages import appearance, conditions, decode, framing, motion, pose
 from ..stages.denoise.loop import Denoiser, initial_latents
 from ..stages.denoise.scheduler import karras_schedule
-from ..stages.denoise.step import CONDITION_SOURCES, ClipInputs
+from ..stages.denoise.step import ClipInputs
 from ..stages.denoise.tiles import Tile, plan_tiles
 from ..stages.pose.cache import PoseCache
 from ..stages.pose.track import PersonFinder, expected_frames
@@ -160,15 +160,8 @@ class Run:
 
     @cached_property
     def _rows(self) -> dict[str, Rows]:
-        """Shape and dtype of one frame's conditions, by name."""
-        names = ["pose_latents", *(["motion_features"] if "motion" in self._settings.controls else [])]
-        return {name: self._row(name) for name in names}
-
-    def _row(self, name: str) -> Rows:
-        network = CONDITION_SOURCES[name]
-        [tensor] = [one for one in NETWORKS[network].outputs if one.name == name]
-        shape = tuple(int(dim) for dim in self._sizes.resolve(tensor.shape[1:]))
-        return shape, tensor.resolve_dtype(self._manifest.networks[network].compute_dtype)
+        """See `condition_rows`."""
+        return condition_rows(self._manifest, self._settings.controls)
 
     def _render(self, reference: U8, aligned: list[Pose], kept_bytes: int = 0) -> Generator[U8]:
         """Everything after the poses."""

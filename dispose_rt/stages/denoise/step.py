@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ... import kernels
-from ...clip.store import ClipStore
+from ...clip.store import CONDITION_SOURCES, ClipStore
 from ...contract import NETWORKS, POSE_LEVELS
 from ...device import Array, Stream
 from ...engines.backends import Engine
@@ -23,9 +23,6 @@ _SHARED = ("latents", "image_latents", "timestep", "image_embeds", "added_time_i
 """Inputs of both networks, which share one array each."""
 
 _RESIDUALS = tuple(tensor.name for tensor in NETWORKS["controlnet"].outputs)
-
-CONDITION_SOURCES = {"pose_latents": "pose_net", "motion_features": "motion_encoder"}
-"""The network that computes each per-frame condition."""
 
 
 @dataclass(frozen=True, eq=False)
