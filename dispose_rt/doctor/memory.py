@@ -11,7 +11,16 @@ from ..clip.plan import FreeMemory, estimate_clip
 from ..clip.store import condition_rows
 from ..contract import NETWORKS
 from ..device import Gpu
-from ..engines.footprint import MARGIN_SHARE, Footprint, MemoryPlan, StagePeak, extrapolate, footprints, plan_memory
+from ..engines.footprint import (
+    MARGIN_SHARE,
+    Footprint,
+    MemoryPlan,
+    StagePeak,
+    extrapolate,
+    footprints,
+    plan_memory,
+    shares_scratch,
+)
 from ..engines.manifest import Manifest, find_directories, read_manifest
 from ..engines.preflight import runs_on_gpu
 from ..errors import InputError
@@ -181,7 +190,7 @@ def plan_short_clip(
         controls=CONTROLS,
         chunk=chunk,
         clip_bytes=clip.device_bytes,
-        shares_scratch=manifest.backend != "aotinductor",
+        shares_scratch=shares_scratch(manifest),
     )
 
 

@@ -245,6 +245,11 @@ class MemoryPlan:
         return max(self.available_bytes - self.engine_bytes, 0)
 
 
+def shares_scratch(manifest: Manifest) -> bool:
+    """Whether all loaded engines of a directory compute in one block, which stays, as TensorRT's do."""
+    return manifest.backend != "aotinductor"
+
+
 def plan_memory(
     networks: Mapping[str, Footprint],
     sizes: Sizes,
@@ -267,7 +272,7 @@ def plan_memory(
         controls: control signals of the run.
         chunk: frames to decode at once; None for as many as fit.
         clip_bytes: the least that the clip takes.
-        shares_scratch: whether all loaded engines compute in one block, which stays, as TensorRT's do.
+        shares_scratch: see the function of that name.
 
     Returns:
         The first plan that fits; where none does, the one that takes least.

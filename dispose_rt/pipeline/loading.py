@@ -17,6 +17,7 @@ from ..engines.footprint import (
     needed_networks,
     plan_memory,
     resident_networks,
+    shares_scratch,
 )
 from ..engines.manifest import Manifest
 from ..engines.open import Engines
@@ -63,7 +64,7 @@ class RunEngines:
         self._progress = progress
         self._make_room = make_room
         self._networks = footprints(manifest)
-        self._shares_scratch = manifest.backend != "aotinductor"
+        self._shares_scratch = shares_scratch(manifest)
         self._needed = needed_networks(settings.controls)
         self._ready: set[str] = set()
         self._stage = "pose"

@@ -10,6 +10,7 @@ import numpy as np
 from ..errors import InputWarning, NoPersonError
 from ..settings import LARGEST, Settings
 from ..stages import framing, pose
+from ..stages.pose.compare import REGIONS
 from ..stages.pose.track import PersonFinder
 from ..types import F64, U8, Bools, Pose
 
@@ -21,15 +22,6 @@ MARGIN = 0.15
 
 SLACK = 0.02
 """A joint may lie this far outside, in sizes of the window, before it counts as cut off: estimates are no truer."""
-
-PARTS = {
-    "head": (0, 14, 15, 16, 17),
-    "shoulders": (1, 2, 5),
-    "arms": (3, 4, 6, 7),
-    "hips": (8, 11),
-    "legs": (9, 10, 12, 13),
-}
-"""Joints by part of the body."""
 
 
 def frame_photo(
@@ -132,5 +124,5 @@ def _name_sides(places: F64, cut: Bools) -> str:
 
 def _name_parts(cut: Bools) -> str:
     """Parts of the body that lose joints, in words."""
-    names = [name for name, joints in PARTS.items() if cut[list(joints)].any()]
+    names = [name for name, joints in REGIONS.items() if cut[list(joints)].any()]
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

@@ -260,7 +260,6 @@ class AotInductorLoader(EngineLoader):
     def close(self) -> None:
         """Open no more networks. Calling it twice is fine."""
         if not self._closed:
-            self.drop_graphs()
             self._closed = True
             self.stream.close()
             self.device.close()

@@ -369,4 +369,4 @@ class EngineLoader(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Free the shared resources, after the engines. Calling it twice is fine."""
+        """Free the shared resources, after the engines and `drop_graphs`. Calling it twice is fine."""

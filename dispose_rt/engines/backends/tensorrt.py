@@ -85,7 +85,6 @@ class TensorRtLoader(EngineLoader):
     def close(self) -> None:
         """Free the shared resources, after the engines. Calling it twice is fine."""
         if self.runtime is not None:
-            self.drop_graphs()
             self.scratch.close()
             self.stream.close()
             with builder_lock():

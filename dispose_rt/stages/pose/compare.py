@@ -31,12 +31,17 @@ FULL_LENGTH = 0.75
 """Quantile of a part's lengths over the frames that is taken for its full length. Parts look shorter, never longer, as
 they turn away from the camera; the longest ones of all are errors of the pose network."""
 
-_REGIONS: Mapping[str, tuple[int, ...]] = {
+REGIONS: Mapping[str, tuple[int, ...]] = {
     "head": (0, 14, 15, 16, 17),
-    "shoulders": (2, 5),
+    "shoulders": (1, 2, 5),
+    "arms": (3, 4, 6, 7),
     "hips": (8, 11),
     "legs": (9, 10, 12, 13),
 }
+"""All joints, by region of the body. The neck is the middle of the shoulders, and visible where both are."""
+
+_TELLING = ("head", "shoulders", "hips", "legs")
+"""Regions that tell which view of a person a picture shows; arms come and go."""
 _TILT = np.cos(np.pi / 4)
 
 
@@ -116,7 +121,7 @@ def _weighted_median(values: F64, weights: F64) -> float:
 
 def explain_difference(still: Figure, moving: Figure) -> str:
     """What makes the two people hard to compare, as the end of a sentence; empty if nothing stands out."""
-    shown = {region: (still.shows(joints), moving.shows(joints)) for region, joints in _REGIONS.items()}
+    shown = {region: (still.shows(joints), moving.shows(joints)) for region in _TELLING for joints in [REGIONS[region]]}
     reasons = []
     for one, other, pattern in (("photo", "video", (False, True)), ("video", "photo", (True, False))):
         if regions := [region for region, found in shown.items() if found == pattern]:
